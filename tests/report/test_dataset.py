@@ -43,7 +43,7 @@ def test_clean_copy_is_reported_and_keeps_the_dataset(tmp_path: Path, capsys: py
     report_validation(folder, clean_copy=tmp_path / "copy")
     assert read_all_files(folder) == before
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"{tmp_path / 'copy'}: 2 images, 2 boxes, 1 changes (repair.json)"
+        f"{tmp_path / 'copy'}: images: 2, boxes: 2, changes: 1 (listed in repair.json)"
     )
 
 

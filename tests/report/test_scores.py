@@ -87,8 +87,8 @@ def test_long_tables_are_cut_and_empty_reports_allowed(capsys: pytest.CaptureFix
     print_scores(ScoreReport([file_scores] * 45, {}), "many")
     printed = capsys.readouterr().out
     assert printed.count("a.png") == 40
-    assert "and 5 more files" in printed
-    assert "mean of 45" in printed
+    assert "more files: 5" in printed
+    assert "mean over files (45)" in printed
     print_scores(ScoreReport([], {}), "none")
     assert "mean" not in capsys.readouterr().out
 

@@ -63,7 +63,7 @@ def test_finished_run_is_reported_again(run: tuple[Path, dict[str, Any]], messag
     folder, _ = run
     before = (folder / "metrics.jsonl").read_text()
     finetune(FinetuneArgs(resume=folder, runtime=FAST))
-    assert any(message.startswith("AP50 on 2 validation images: ") for message in messages)
+    assert any(message.startswith("AP50 on the validation images (2): ") for message in messages)
     assert messages[-1] == f"next: chromabox detect IMAGE --weights {folder} -o detections/"
     exported = "\n".join(messages)
     assert f"for any ONNX runtime: {folder}/best.onnx; checked against PyTorch on 4 photographs" in exported

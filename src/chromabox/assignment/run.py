@@ -139,7 +139,8 @@ def _colourise_samples(folder: Path, figure: Path) -> None:
     pairs = map_outputs([path for path in samples if path.is_file()], folder)
     if not pairs:
         raise ChromaboxError(
-            f"{samples[0].parent}: expected sample images of scikit-image, found none of {', '.join(SAMPLE_IMAGES)}"
+            f"{samples[0].parent}: no sample images of scikit-image found; "
+            f"expected at least one of {', '.join(SAMPLE_IMAGES)}"
         )
     colourise_file = make_file_coloriser(open_model(), ColouriseOptions())
     for source, target in pairs:

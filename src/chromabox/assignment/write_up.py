@@ -100,7 +100,7 @@ def build_document(run_index: RunIndex, figures: Path, *, include_missing: bool 
         metadata={
             "made": date.today().isoformat(),
             "with": ", ".join(f"{name} {number}" for name, number in package_versions().items()),
-            "on": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
+            "on": f"{platform.system()} {platform.machine()}, number of processors: {os.cpu_count()}",
             "from": ", ".join(map(str, colour_runs + run_index.sweeps + run_index.detectors)) or "no run",
         },
     )

@@ -1,4 +1,4 @@
-"""Contact sheets: every image before and after, side by side, with its file name below."""
+"""Contact sheets: every image before and after colourisation, side by side, with its file name below."""
 
 import math
 import os
@@ -80,7 +80,7 @@ def _draw_sheet(pairs: Sequence[tuple[Path, Path]], names: Sequence[str], tile_s
 
 
 def _load_tile(path: Path, tile_size: int, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Return the image, resized to a long side of ``tile_size``, or a placeholder if it cannot be read."""
+    """Return the image, resized to a long side of ``tile_size``, or a placeholder if the file cannot be read."""
     try:
         image = read_image(path)
     except (ChromaboxError, OSError, MemoryError):
@@ -96,7 +96,7 @@ def _load_tile(path: Path, tile_size: int, font: ImageFont.FreeTypeFont) -> Imag
 
 
 def _ellipsize(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """Return the text, with "…" for as much of its middle as necessary to fit into ``width`` pixels."""
+    """Return the text, with as much of its middle replaced by "…" as necessary to fit into ``width`` pixels."""
     shortened, length = text, len(text)
     while font.getlength(shortened) > width and length > 0:
         length -= 1

@@ -25,8 +25,8 @@ def report_validation(path: Path | str, *, clean_copy: Path | None = None, outpu
         save_results(output, report.as_json())
     if clean_copy is not None:
         copy = write_clean_copy(report, dataset_path, clean_copy)
-        counts = f"{copy['pictures']} images, {copy['boxes']} boxes, {len(copy['changes'])} changes"
-        print(f"{clean_copy}: {counts} (repair.json)")
+        counts = f"images: {copy['pictures']}, boxes: {copy['boxes']}, changes: {len(copy['changes'])}"
+        print(f"{clean_copy}: {counts} (listed in repair.json)")
     return report
 
 
@@ -60,7 +60,7 @@ def print_report(report: DatasetReport, title: str) -> None:
         similarity = "identical files" if pair.exact else similarity
         lines.append(f"{pair.first} and {pair.second} are {similarity}{', across splits' if pair in leaks else ''}")
     remaining = len(report.duplicates) - MAX_LINES_PER_ISSUE
-    lines += [f"… and {remaining} more pairs; {len(leaks)} pairs in all across splits"] if remaining > 0 else []
+    lines += [f"… more pairs: {remaining}; pairs across splits in total: {len(leaks)}"] if remaining > 0 else []
     rare = [
         name
         for name in report.data.classes

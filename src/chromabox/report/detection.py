@@ -1,4 +1,4 @@
-"""Detector evaluation: table, ``evaluation.json``, ``curves.png`` and ``confusion.png``."""
+"""Detector evaluation: printed table, ``evaluation.json``, ``curves.png`` and ``confusion.png``."""
 
 import math
 import sys
@@ -37,7 +37,7 @@ def evaluate_detector_file(
 ) -> DetectionEvaluation:
     """Evaluate a detector on a split of a dataset. Print a table, and write ``evaluation.json`` and two figures.
 
-    If `split` is None, the validation images are used, or the test images, or all images. `size` defaults to the input
+    If `split` is None, the validation split is used, else the test split, else all images. `size` defaults to the input
     size of the detector. `variant` and `architecture` are passed to `load_detector`. Raise the errors of loading and of
     evaluation, and ChromaboxError if `folder` cannot be written.
     """
@@ -52,9 +52,11 @@ def evaluate_detector_file(
     leaks = find_leaks(dataset, split_name) if split_name else []
     warnings = [f"{first} is identical or nearly identical to {second} in another split" for first, second in leaks]
     num_issues = len([issue for issue in evaluated.issues if issue.issue_type != "huge box"])
-    warnings += [f"the dataset has {num_issues} issues; run chromabox data check {data}"] if num_issues else []
+    warnings += (
+        [f"number of issues in the dataset: {num_issues}; run chromabox data check {data}"] if num_issues else []
+    )
     result = replace(result, warnings=(*warnings, *result.warnings))
-    title = f"{weights} at {input_size} on {data}" + (f", {split_name}" if split_name else "")
+    title = f"{weights} at {input_size} pixels on {data}" + (f", {split_name}" if split_name else "")
     print_evaluation(result, title)
     for warning in result.warnings:
         print(f"chromabox: {warning}", file=sys.stderr)
@@ -67,7 +69,7 @@ def evaluate_detector_file(
 def write_evaluation(
     result: DetectionEvaluation, folder: Path, metadata: dict[str, Any], title: str
 ) -> tuple[Path, Path, Path]:
-    """Write ``evaluation.json``, which begins with `metadata`, ``curves.png`` and ``confusion.png`` into `folder`."""
+    """Write ``curves.png``, ``confusion.png`` and ``evaluation.json``, which begins with `metadata`, into `folder`."""
     paths = folder / "evaluation.json", folder / "curves.png", folder / "confusion.png"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,7 @@ def print_evaluation(result: DetectionEvaluation, title: str) -> None:
     print_grid(title, ["", "boxes", "AP %", "95 %", "AP50 %", "95 %", "course AP %", "course AP50 %"], rows)
     confidence, precision, recall, f1 = result.pr_curves.best_f1
     print(
-        f"{result.num_images} images; best F1 {f1:.3f} at confidence {confidence:.2f} "
+        f"number of images: {result.num_images}; best F1 {f1:.3f} at confidence {confidence:.2f} "
         f"(precision {precision:.3f}, recall {recall:.3f})"
     )
 
@@ -121,7 +123,7 @@ def plot_pr_curves(result: DetectionEvaluation, path: Path, title: str) -> None:
                 panel.plot(x, line, linewidth=0.8, label=f"\u200b{name}")
             else:
                 panel.plot(x, line, linewidth=0.8, alpha=0.35, color="0.6")
-        panel.plot(x, lines.mean(axis=0), color=TRAIN_COLOUR, linewidth=2.2, label=f"mean of {len(names)} classes")
+        panel.plot(x, lines.mean(axis=0), color=TRAIN_COLOUR, linewidth=2.2, label=f"mean over classes ({len(names)})")
         panel.set(xlabel=x_label, ylabel=y_label, xlim=(0, 1), ylim=(0, 1.01))
         panel.grid(alpha=0.3)
     best = curves.best_f1[0]

@@ -52,7 +52,7 @@ def top_colours(prediction: ColourPrediction, position: tuple[float, float], max
     Args:
         prediction: predicted distributions of the chroma.
         position: row and column as fractions of the height and the width, in [0, 1).
-        max_colours: maximum number of colours; fewer are returned if all probability is in fewer colours.
+        max_colours: maximum number of colours; fewer are returned if fewer have a probability above 0.
     """
     distribution = prediction.distribution
     row, column = (int(part * side) for part, side in zip(position, distribution.lightness.shape, strict=True))
@@ -99,9 +99,9 @@ def used_colours(
 ) -> tuple[list[Swatch], Int64[np.ndarray, "map_height map_width"]]:
     """Return the colours of an image with their fractions of the pixels, largest first, and the label of every cell.
 
-    If the prediction has a palette, these are the palette colours that occur. Otherwise, they are at most
-    ``MAX_SWATCHES`` clusters of the predicted chroma, at their mean lightness. Cells that were kept grey although a
-    colour was predicted form a separate swatch.
+    A cell is an element of the map of predicted chroma. If the prediction has a palette, the colours are the palette
+    colours that occur. Otherwise, they are at most ``MAX_SWATCHES`` clusters of the predicted chroma, at their mean
+    lightness. Cells that were kept grey although a colour was predicted form a separate swatch.
 
     Args:
         prediction: prediction from which the image was colourised.
@@ -110,7 +110,7 @@ def used_colours(
     cells, palette = prediction.chroma.reshape(-1, 2).astype(np.float64), prediction.palette
     lab = rgb_to_lab(coloured.reshape(-1, 3))
     lightness = lab[:, 0].astype(np.float64)
-    # Cells are kept grey if the predicted chroma would be visible at their lightness.
+    # Grey cells were kept grey on purpose if their predicted chroma would be visible at their lightness.
     visible = rgb_to_lab(lab_to_rgb_uint8(lightness, cells))[:, 1:]
     grey = (np.hypot(*lab[:, 1:].T) < 1) & (np.hypot(*visible.T) > 5)
     if palette is not None:
@@ -148,7 +148,7 @@ def select_points(
     from all selected points. No two points are closer to each other than ``MIN_POINT_DISTANCE``.
 
     Args:
-        labels: colour label of each cell of a small map; a region is a connected component of cells with one label.
+        labels: colour label of each cell of a small map. A region is a connected component of cells with equal labels.
         confidence: confidence of each cell.
         size: height and width of the image in pixels.
         max_points: maximum number of points.
@@ -205,8 +205,8 @@ def draw_explanation(
 ) -> None:
     """Write a PNG figure that explains the colours of a colourised image.
 
-    It shows the input, the result, maps of confidence and entropy, the three most likely colours at each point, and the
-    colours used. Confidence is the predicted probability of the selected colour and similar colours. Entropy is
+    The figure shows the input, the result, maps of confidence and entropy, the three most likely colours at each point,
+    and the colours used. Confidence is the predicted probability of the selected colour and similar colours. Entropy is
     normalised: 0 is certain, and 1 is uniform. Raise UsageError for a point outside the image, and ChromaboxError if
     the file cannot be written.
 
@@ -263,7 +263,7 @@ def draw_explanation(
         axes.text(left + 0.25, 0.95, str(index + 1), fontsize=10, weight="bold", ha="center", va="center")
         _draw_swatches(axes, left + 0.55, 1.05, 1.0, top_colours(prediction, position))
     rest = used[MAX_SWATCHES:]
-    more = f"; {len(rest)} more cover {_format_percent(sum(swatch.fraction for swatch in rest))}" if rest else ""
+    more = f"; other colours ({len(rest)}): {_format_percent(sum(swatch.fraction for swatch in rest))}" if rest else ""
     strips[-1].set_title(f"colours used, by fraction of pixels{more}", fontsize=9, loc="left")
     _draw_swatches(strips[-1], 0.05, 2.0, 1.85, used[:MAX_SWATCHES])
     save_figure(figure, path)
@@ -280,7 +280,7 @@ def make_thumbnail(pixels: Pixels) -> UInt8[np.ndarray, "_ _ 3"]:
 
 
 def _make_axes(aspect_ratio: float, num_point_rows: int) -> tuple[Figure, list[Axes], list[Axes]]:
-    """Return a figure, its four panels for images of an aspect ratio (height / width), and its strips for swatches."""
+    """Return a figure, four panels for images with this aspect ratio (height / width), and strips for swatches."""
     columns = 2 if aspect_ratio < 0.5 else 4
     panel_height = min(max(EXPLANATION_WIDTH / columns * aspect_ratio, 0.8), 5.5)
     heights = [panel_height + 0.3] * (4 // columns) + [STRIP_HEIGHT] * (num_point_rows + 1)

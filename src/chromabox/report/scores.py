@@ -12,7 +12,7 @@ from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
 from chromabox.report.tables import format_number, print_grid
 
-#: Maximum number of files in the printed table; ``scores.csv`` contains all of them.
+#: Maximum number of files in the printed table; ``scores.csv`` contains all files.
 MAX_ROWS = 40
 #: Heading, name and number of decimals of each printed score.
 SCORE_COLUMNS = (
@@ -28,10 +28,11 @@ SCORE_COLUMNS = (
 
 
 def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -> ScoreReport:
-    """Score colourised images and print a table. If ``folder`` is not None, write both files into it.
+    """Score colourised images and print a table. If ``folder`` is not None, write ``scores.csv`` and ``scores.json``.
 
-    Files that cannot be scored are listed in ``failed`` of the report and printed to standard error, one per line.
-    Raise UsageError for missing paths, and ChromaboxError for folders without images and files that cannot be written.
+    Files that cannot be scored are listed in the attribute ``failed`` of the report and printed to standard error, one
+    per line. Raise UsageError for missing paths, and ChromaboxError for folders without images and files that cannot be
+    written.
     """
     report = score_folders(originals, coloured, show_progress=True)
     print_scores(report, f"{coloured} compared with {originals}")
@@ -46,12 +47,12 @@ def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -
 def write_scores(report: ScoreReport, folder: Path) -> tuple[Path, Path]:
     """Write ``scores.csv``, with a row for each scored file, and ``scores.json``; create the folder if necessary.
 
-    The JSON file has the keys ``mean`` (the mean of every score over the files for which it is not null), ``files`` and
-    ``failed`` (objects with ``file`` and ``error``). A file has ``original`` and ``coloured`` (paths relative to their
-    folders), ``width`` and ``height`` in pixels, and the fields of ``ImageScores``: ``psnr`` and ``psnr_gain`` are in
-    dB, ``delta_e_reduction`` is in percent, and the other scores are dimensionless. Numbers are not rounded. Undefined
-    values and the infinite PSNR of identical images are null in the JSON file and empty in the table. Raise
-    ChromaboxError if the files cannot be written.
+    The JSON file has the keys ``mean`` (the mean of each score over the files in which this score is not null),
+    ``files`` and ``failed`` (objects with ``file`` and ``error``). Each file has ``original`` and ``coloured`` (paths
+    relative to their folders), ``width`` and ``height`` in pixels, and the fields of ``ImageScores``: ``psnr`` and
+    ``psnr_gain`` are in dB, ``delta_e_reduction`` is in percent, and the other scores are dimensionless. Numbers are
+    not rounded. Undefined values and the infinite PSNR of identical images are null in the JSON file and empty in the
+    CSV file. Raise ChromaboxError if the files cannot be written.
     """
     csv_text = io.StringIO(newline="")
     writer = csv.DictWriter(csv_text, ["original", "coloured", "width", "height", *ImageScores.__dataclass_fields__])
@@ -78,10 +79,10 @@ def print_scores(report: ScoreReport, title: str) -> None:
 
     rows = [make_row(str(file.coloured), vars(file.scores)) for file in report.files[:MAX_ROWS]]
     if len(report.files) > MAX_ROWS:
-        rows.append([f"and {len(report.files) - MAX_ROWS} more files", *[""] * len(SCORE_COLUMNS)])
+        rows.append([f"more files: {len(report.files) - MAX_ROWS}", *[""] * len(SCORE_COLUMNS)])
     if report.files:
         mean = report.mean
         grey = {name.removeprefix("grey_"): value for name, value in mean.items() if name.startswith("grey_")}
-        rows += [[], make_row(f"mean of {len(report.files)}", mean)]
+        rows += [[], make_row(f"mean over files ({len(report.files)})", mean)]
         rows.append(make_row("greyscale baseline", {**dict.fromkeys(mean), **grey, "colourfulness": 0.0}))
     print_grid(title, ["", *(heading for heading, _, _ in SCORE_COLUMNS)], rows)

@@ -25,7 +25,7 @@ DISPLAY_NAMES = {
     "palette oracle": "palette upper bound",
     "truth": "ground truth",
 }
-#: Cells that contain only numbers, ranges and sizes.
+#: Pattern of cells that contain only numbers, ranges and sizes.
 NUMERIC = re.compile(r"[\d.,±–×→∞+\- ]*")
 
 

@@ -1,4 +1,4 @@
-"""Reports of training runs: fine-tuning with a summary and figures, and epoch callbacks of colourisation runs."""
+"""Reports on training runs: fine-tuning with a summary and figures, and epoch callbacks for colourisation runs."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ def run_finetune(
     In addition to the files of the run, write ``curves.png`` (loss terms and AP), ``evaluation/`` (metrics, curves and
     confusion matrix on the validation images), ``sheet.png`` (ground truth and predictions) and ``mistakes.png`` (the
     worst errors). If ``export`` is True, also write the model in other formats. The curves are also drawn if the run is
-    interrupted. If ``freeze`` is ``auto``, the number of frozen layers is selected first.
+    interrupted. If ``config.freeze`` is ``auto``, the number of frozen layers is selected first.
     """
     folder, options = run.path, options or RuntimeOptions()
     initial = initialise_run(config, folder if resume else None)
@@ -97,9 +97,9 @@ def summary_lines(result: FinetuneResult, folder: Path, exported: Sequence[str])
         before, after, difference = (summary[key][name] for key in ("before", "after", "difference"))
         low, high = difference["interval"]
         lines.append(
-            f"{heading} on {len(result.val_data.samples)} validation images: {100 * before:.1f} % before, "
+            f"{heading} on the validation images ({len(result.val_data.samples)}): {100 * before:.1f} % before, "
             f"{100 * after:.1f} % after; difference {100 * difference['value']:+.1f} "
-            f"(95 %: {100 * low:+.1f} to {100 * high:+.1f})"
+            f"(95 % confidence interval: {100 * low:+.1f} to {100 * high:+.1f})"
         )
     if retained := summary.get("retained"):
         lines.append(
@@ -108,8 +108,8 @@ def summary_lines(result: FinetuneResult, folder: Path, exported: Sequence[str])
         )
     return [
         *lines,
-        f"{summary['epochs']} epochs of {summary['seconds_per_epoch']:.1f} s, {summary['seconds_filling']:.1f} s for "
-        f"the feature caches, peak memory {summary['peak_memory'] / 1e9:.2f} GB",
+        f"epochs: {summary['epochs']} ({summary['seconds_per_epoch']:.1f} s each), feature caches: "
+        f"{summary['seconds_filling']:.1f} s, peak memory: {summary['peak_memory'] / 1e9:.2f} GB",
         f"run: {folder} (summary.json, curves.png, sheet.png, mistakes.png, evaluation/)",
         *exported,
         f"next: chromabox detect IMAGE --weights {folder} -o detections/",
@@ -196,7 +196,7 @@ def _make_row(sample: Sample, detections: Detections, dataset: DetectionDataset)
 
 
 def sample_callback(folder: Path, inputs: TrainInputs) -> EpochCallback:
-    """Return a callback that writes greyscale, true and predicted test images to ``sheets/`` after every epoch."""
+    """Return a callback that writes test images (grey, original and predicted) to ``sheets/`` after every epoch."""
 
     def draw(record: EpochRecord, model: nn.Module) -> None:
         rows = sample_grid(model, inputs.data.test, inputs.palette)
@@ -206,10 +206,10 @@ def sample_callback(folder: Path, inputs: TrainInputs) -> EpochCallback:
 
 
 def photo_sample_callback(folder: Path, photos: PhotoDataset) -> EpochCallback:
-    """Return a callback that writes sample validation photographs of a photo model to ``sheets/`` after every epoch."""
+    """Return a callback that writes validation images (grey, original, predicted) to ``sheets/`` after every epoch."""
 
     @cache
-    def load_bins() -> ChromaBins:  # The file is written after this function returns.
+    def load_bins() -> ChromaBins:  # ``bins.json`` is written after the callback is created.
         return ChromaBins.from_json(json.loads((folder / "bins.json").read_text(encoding="utf-8")))
 
     def draw(record: EpochRecord, model: nn.Module) -> None:

@@ -189,7 +189,7 @@ def test_image_quality_text_follows_from_its_metrics(
     text = find_text(section, "With larger batches and equal numbers of epochs")
     assert images in str(text)
     assert colourfulness in str(text)
-    assert "it is 22.70 dB for the greyscale images" in str(text)
+    assert "the greyscale images have a PSNR of 22.70 dB" in str(text)
     assert "34.6 for the ground truth" in str(text)
 
 

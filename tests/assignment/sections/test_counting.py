@@ -55,9 +55,11 @@ def test_numbers_for_both_image_sizes(counts: Section) -> None:
 
 
 def test_layers_add_up_to_the_totals(counts: Section) -> None:
-    rows = [cell_values(row) for row in find_table(counts, "The same at 32 × 32").rows]
+    rows = [cell_values(row) for row in find_table(counts, "Numbers for the individual convolutions at 32 × 32").rows]
     assert [sum(row[column] for row in rows) for column in (1, 2, 3)] == [49_248, 81_920, 13_271_040]
-    assert [row[0] for row in rows] == [row[0] for row in find_table(counts, "The individual convolutions").rows]
+    assert [row[0] for row in rows] == [
+        row[0] for row in find_table(counts, "Formulas for the individual convolutions").rows
+    ]
 
 
 def test_every_number_has_a_source(counts: Section, paddings: Section) -> None:

@@ -85,7 +85,7 @@ def test_missing_run_names_the_command(tmp_path: Path) -> None:
 def test_frozen_layers_are_described_and_unchanged(run: Path, tmp_path: Path) -> None:
     section = freezing_section(RunIndex(detectors=[run]), tmp_path)
     text = _read_text(section)
-    assert "Its first 3 of 7 layers are frozen, fewer than the 5 of its backbone" in text
+    assert "The first 3 of its 7 layers are frozen, fewer than the 5 layers of its backbone" in text
     assert "all parameters and statistics are bitwise identical" in text
     assert "all other layers have changed" in text
     [table] = _find_tables(section)
@@ -109,10 +109,8 @@ def test_several_runs_are_in_one_table(run: Path, course: Path, tmp_path: Path) 
 
 def test_updated_statistics_are_attributed_to_the_recipe(course: Path, tmp_path: Path) -> None:
     text = _read_text(freezing_section(RunIndex(detectors=[course]), tmp_path))
-    assert "In this run the statistics keep updating" in text
-    assert (
-        "No parameter of a frozen layer has changed, but its BatchNorm statistics have, as this recipe intends" in text
-    )
+    assert "In this run, the statistics are still updated" in text
+    assert "The frozen parameters have not changed, but the BatchNorm statistics have, as this recipe intends" in text
     assert "cannot be cached, because their statistics change" in text
 
 
@@ -214,7 +212,7 @@ def test_results_are_those_of_the_summary(run: Path, tmp_path: Path) -> None:
     [
         ([0.01, 0.1], "AP50 has increased significantly"),
         ([-0.1, -0.01], "AP50 has decreased significantly"),
-        ([-0.1, 0.1], "the change of AP50 is not significant"),
+        ([-0.1, 0.1], "the change in AP50 is not significant"),
     ],
 )
 def test_conclusion_follows_from_the_intervals(interval: list[float], expected: str, run: Path, tmp_path: Path) -> None:

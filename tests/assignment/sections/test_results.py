@@ -260,11 +260,11 @@ def test_vanishing_gradients_are_detected(analyses: list[NetAnalysis], data: Ana
     )
     text = read_text(explain_skips(constant, with_skips, data, tmp_path, is_better=True, other_analyses=()))
     assert "No vanishing gradients were observed" in text
-    assert "Vanishing gradients do not explain it" in text
+    assert "Vanishing gradients do not explain the gain" in text
     text = read_text(explain_skips(vanishing, with_skips, data, tmp_path, is_better=True, other_analyses=()))
     assert "Vanishing gradients were observed" in text
     assert "10,000" in text
-    assert "do not explain it" not in text
+    assert "do not explain the gain" not in text
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -280,10 +280,10 @@ def test_verdicts_on_restored_detail_and_hue(analyses: list[NetAnalysis], data: 
     assert "This is confirmed" in text(lost, with_skips)
     assert "This is not confirmed" in text(kept, with_skips)
     for detail, chroma, verdict in (
-        (0.5, 0.3, "Both hold"),
-        (0.5, 0.1, "Only the first holds"),
-        (0.9, 0.3, "Only the second holds"),
-        (0.9, 0.1, "Neither holds"),
+        (0.5, 0.3, "Both predictions hold"),
+        (0.5, 0.1, "Only the first prediction holds"),
+        (0.9, 0.3, "Only the second prediction holds"),
+        (0.9, 0.1, "Neither prediction holds"),
     ):
         assert verdict in text(lost, with_probe_scores(with_skips, quarter={"grey_detail": detail, "chroma": chroma}))
 

@@ -133,7 +133,7 @@ def test_large_page_causes_a_warning_and_images_are_unchanged(tmp_path: Path) ->
     pixels = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "noise.png")
     document = Document("t", [Figure(tmp_path / "noise.png", "Noise.")], [], [], {})
-    with pytest.warns(UserWarning, match=r"report\.html: the page has 6\.\d MB"):
+    with pytest.warns(UserWarning, match=r"report\.html: the size of the page is 6\.\d MB"):
         page = Page(write_html(document, tmp_path / "report.html"))
     [image] = page.all("img")
     assert (image["width"], image["height"]) == ("1500", "1000")

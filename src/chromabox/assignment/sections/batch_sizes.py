@@ -1,4 +1,4 @@
-"""Question B.5: the effect of the batch size on losses and images, with equal epochs and with equal optimizer steps."""
+"""Question B.5: the effect of the batch size on losses and images for a fixed number of epochs or steps."""
 
 from pathlib import Path
 from typing import Literal
@@ -11,13 +11,13 @@ from chromabox.experiments.runs import RunIndex
 from chromabox.experiments.sweep_results import SweepResult, read_sweep
 from chromabox.report.document.model import Block, Figure, MissingRun, Number, Source, Table, Text
 
-#: The batch sizes of the assignment.
+#: Command that trains the runs for this question, with the batch sizes of the assignment.
 SWEEP_COMMAND = "chromabox sweep conv-transpose --over batch-size=32,64,128,256,512 --seeds 0 1 --recipe course"
 
-#: Minimum absolute rank correlation that is called a trend.
+#: A change is called a trend if the absolute value of its rank correlation is at least this.
 MIN_CORRELATION = 0.7
 
-#: Columns of a table: heading, format specification and scale of every metric.
+#: Heading, format specification and scale factor of the table column of each metric.
 METRIC_COLUMNS = {
     "train_loss": ("train loss", ".4f", 1.0),
     "test_loss": ("test loss", ".4f", 1.0),
@@ -30,11 +30,11 @@ METRIC_COLUMNS = {
 
 
 class SweepComparison:
-    """The results of a sweep with equal epochs or equal optimizer steps, as numbers with their sources.
+    """Results of a sweep with equal numbers of epochs or of optimizer steps, as numbers with their sources.
 
-    ``rows`` contains the value, the number of steps and the metrics of each row. Metrics are means over the seeds, with
-    standard deviations if there are several seeds. ``ends`` contains the rows of the smallest value (``first``) and of
-    the largest value (``last``).
+    Each row in ``rows`` contains the value of the parameter, the number of steps and the metrics. The metrics are means
+    over the seeds, with standard deviations if there are several seeds. ``ends`` contains the rows with the smallest
+    value (``first``) and with the largest value (``last``).
     """
 
     def __init__(self, sweep: SweepResult, name: Literal["equal_epochs", "equal_steps"]) -> None:
@@ -54,20 +54,23 @@ class SweepComparison:
         self.ends = {"first": self.rows[0], "last": self.rows[-1]}
 
     def correlation(self, metric: str) -> Number:
-        """Return Spearman's rank correlation of the parameter and a metric, averaged over the seeds."""
+        """Return Spearman's rank correlation between the parameter and a metric, averaged over the seeds."""
         values = np.array([row.metrics[metric].values for row in self.results]).T
         source = f"Spearman's rank correlation of {metric} in {self.sweep.folder}/sweep.json: {self.name}"
         return Number(mean_rank_correlation(values), source, ".2f")
 
     def direction(self, metric: str) -> str:
-        """Return how a metric changes with increasing values: "increases", "decreases" or "shows no clear trend"."""
+        """Describe how a metric changes as the parameter increases.
+
+        Return "increases", "decreases" or "shows no clear trend".
+        """
         correlation = self.correlation(metric).value
         if abs(correlation) < MIN_CORRELATION:
             return "shows no clear trend"
         return "increases" if correlation > 0 else "decreases"
 
     def table(self, caption: str) -> Table:
-        """Return a table with a row for each value; only the table for equal epochs contains the time per epoch."""
+        """Return a table with a row for each parameter value. The time per epoch is shown only for equal epochs."""
         columns = [name for name in METRIC_COLUMNS if self.name == "equal_epochs" or name != "seconds_per_epoch"]
         spread = " (± is the sample standard deviation over the seeds)" if len(self.sweep.seeds) > 1 else ""
         headings = [self.sweep.parameter.replace("-", " "), "steps", *(METRIC_COLUMNS[name][0] for name in columns)]
@@ -75,14 +78,14 @@ class SweepComparison:
         return Table(f"{caption}{spread}", headings, rows)
 
     def claim_text(self, claim: str) -> Text:
-        """Report whether larger batches "have a higher loss"; ``claim`` is this predicate."""
+        """Report whether it is true that larger batches ``claim``, for example "have a higher loss"."""
         correlation = self.correlation("test_loss")
         caveat = " A single seed does not show whether the differences exceed random variation."
         return Text(
             "The claim that larger batches {claim} {verdict}. From batch size {first.value} to {last.value}, the test "
-            "loss changes from {first.test_loss} to {last.test_loss}. The rank correlation of batch size and loss is "
-            "{correlation} (Spearman, mean over the seeds; 1 means a strictly increasing loss).{caveat} The training "
-            "loss {direction}; it changes from {first.train_loss} to {last.train_loss}.",
+            "loss changes from {first.test_loss} to {last.test_loss}. The rank correlation between batch size and loss "
+            "is {correlation} (Spearman, mean over the seeds; 1 means a strictly increasing loss).{caveat} The "
+            "training loss {direction}; it changes from {first.train_loss} to {last.train_loss}.",
             claim=claim,
             verdict="holds" if correlation.value >= MIN_CORRELATION else "does not hold",
             correlation=correlation,
@@ -127,22 +130,22 @@ def _batch_size_blocks(sweep: SweepResult) -> list[Block]:
             noun="seeds" if len(sweep.seeds) > 1 else "seed",
             **epochs.ends,
         ),
-        epochs.table(f"`{sweep.model}` with equal numbers of epochs"),
+        epochs.table(f"Results of `{sweep.model}` with equal numbers of epochs"),
         epochs.claim_text("have a higher validation loss after the same number of epochs"),
         Figure(
             sweep.curves_path,
             "Losses against epochs (left) and against optimizer steps (right, logarithmic). Solid lines: test images, "
-            "with a band over the seeds. Dashed lines: training batches. Diamonds mark the ends of the runs with equal "
-            "numbers of steps",
+            "with a band from the minimum to the maximum over the seeds. Dashed lines: training batches. Diamonds mark "
+            "the ends of the runs with equal numbers of steps",
         ),
-        steps.table(f"`{sweep.model}` with equal numbers of optimizer steps"),
+        steps.table(f"Results of `{sweep.model}` with equal numbers of optimizer steps"),
         steps.claim_text("also have a higher loss after the same number of optimizer steps"),
         _explanation_text(epochs, steps),
         Text(
             "With larger batches and equal numbers of epochs, the images {verdict}. Their mean colour difference "
-            "ΔE2000 to the ground truth is {first.delta_e} with the smallest and {last.delta_e} with the largest batch "
-            "size. The PSNR is {first.psnr} dB with the smallest and {last.psnr} dB with the largest batch size; it is "
-            "{sweep.grey_psnr:.2f} dB for the greyscale images. The colourfulness {direction}: it is "
+            "(ΔE2000) from the ground truth is {first.delta_e} with the smallest and {last.delta_e} with the largest "
+            "batch size. The PSNR is {first.psnr} dB with the smallest and {last.psnr} dB with the largest batch size; "
+            "the greyscale images have a PSNR of {sweep.grey_psnr:.2f} dB. The colourfulness {direction}: it is "
             "{first.colourfulness} with the smallest and {last.colourfulness} with the largest batch size, and "
             "{sweep.truth_colourfulness:.1f} for the ground truth.",
             verdict=verdicts.get(epochs.direction("delta_e"), "do not change clearly"),
@@ -180,10 +183,10 @@ def _explanation_text(epochs: SweepComparison, steps: SweepComparison) -> Text:
         low, high = (end["test_loss"] for end in comparison.ends.values())
         gaps[comparison.name] = Number(high.value - low.value, f"{high.source} minus {low.source}", "+.4f")
     return Text(
-        "{reason} An epoch is a fixed number of images, so larger batches mean fewer steps: {first.steps} in total "
-        "with batch size {first.value}, and {last.steps} with batch size {last.value}. From the smallest to the "
+        "{reason} An epoch contains a fixed number of images, so larger batches mean fewer steps: {first.steps} in "
+        "total with batch size {first.value}, and {last.steps} with batch size {last.value}. From the smallest to the "
         "largest batch size, the loss changes by {gap.equal_epochs} with equal numbers of epochs and by "
-        "{gap.equal_steps} with {equal.steps} steps each.",
+        "{gap.equal_steps} with {equal.steps} steps for every batch size.",
         reason=reason,
         gap=gaps,
         equal=steps.rows[0],
@@ -192,7 +195,7 @@ def _explanation_text(epochs: SweepComparison, steps: SweepComparison) -> Text:
 
 
 def _other_sweep_blocks(sweep: SweepResult) -> list[Block]:
-    """Report a sweep over another parameter, with the value that has the lowest test loss.
+    """Report a sweep over another parameter, and the value with the lowest test loss.
 
     Palettes of different sizes are compared by ΔE2000, because their losses are not comparable.
     """
@@ -205,7 +208,7 @@ def _other_sweep_blocks(sweep: SweepResult) -> list[Block]:
             "more colours is harder. The images are comparable. "
         )
     return [
-        epochs.table(f"`{sweep.model}` with the `{sweep.recipe}` recipe on `{sweep.data}`, by {parameter}"),
+        epochs.table(f"Results of `{sweep.model}` with the `{sweep.recipe}` recipe on `{sweep.data}`, by {parameter}"),
         Text(
             f"{remark}The lowest {label}, {{best.{metric}}}, is obtained with {parameter} {{best.value}}. With "
             f"increasing values, the {label} {epochs.direction(metric)}.",

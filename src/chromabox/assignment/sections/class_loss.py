@@ -45,21 +45,21 @@ def class_loss_blocks(loss: DetectionLoss) -> list[Block]:
         term = "the sum over the m assigned positions and the C classes, divided by the n images of the batch"
     return [
         Text(
-            "Each position of a head (an anchor in a cell) that is assigned a ground-truth box outputs one number x "
-            "for each class, a logit. The target is y = 1 for the class of the box and y = 0 for all other classes. "
+            "A position of a head is an anchor in a cell. Each position that is assigned a ground-truth box outputs "
+            "one logit x for each class. The target is y = 1 for the class of the box and y = 0 for all other classes. "
             "The classes are treated independently: each has its own probability σ(x) = 1/(1 + e⁻ˣ) instead of a "
-            "common softmax, so an object may belong to two classes. The cross-entropy of one number is"
+            "common softmax, so an object may belong to several classes. The cross-entropy of one logit is"
         ),
         Formula("bce", error),
         Text(
-            "`cls_pw` is the weight of positive targets. Of C classes all but one are negative, and a weight above 1 "
-            f"increases the cost of a missed class. The class term is {term}:"
+            "`cls_pw` is the weight of positive targets. All but one of the C classes are negative, and a weight above "
+            f"1 increases the cost of missing the positive class. The class term is {term}:"
         ),
         Formula("L_class", total / divisor),
         Text(
             "The code does not take the logarithm of a rounded σ(x), which is 0 for very negative x: "
-            "`binary_cross_entropy_with_logits` computes it directly from x. `class_loss` returns the errors of all "
-            "positions and classes:"
+            "`binary_cross_entropy_with_logits` computes it directly from x. `class_loss` returns the cross-entropy of "
+            "every position and class:"
         ),
     ]
 
@@ -77,8 +77,8 @@ def total_loss_blocks(loss: DetectionLoss) -> list[Block]:
         over_heads = ", summed over the heads"
     text = (
         "The class term is one of three terms. The box term compares the predicted boxes with the ground-truth boxes. "
-        "The objectness term is the cross-entropy of the predicted objectness. With S for each of the three terms"
-        f"{over_heads}, the loss is"
+        "The objectness term is the cross-entropy of the predicted objectness. If S_box, S_object and S_class are the "
+        f"three terms{over_heads}, the loss is"
     )
     return [Text(text), Formula("L", total)]
 
@@ -121,19 +121,21 @@ def verification_blocks(run: Path, folder: Path) -> list[Block]:
     recorded = record_results(folder, values, "class term", run.name)
     loss_error = max(abs(one["actual"] - one["expected"]) / max(abs(one["expected"]), 1e-12) for one in checks.values())
     gradient_error = max(one["max_gradient_difference"] / max(one["max_gradient"], 1e-12) for one in checks.values())
-    conclusion = "This is more than rounding error, so the code does not implement the formula."
+    conclusion = "At least one difference is more than rounding error, so the code does not implement the formula."
     if loss_error < 1e-9 and gradient_error < 1e-9:
         conclusion = "Both differences are float64 rounding errors, so the code implements the formula."
     text = Text(
         "The code was verified on held-out images with the trained model ({first.num_positions:,.0f} assigned "
         "positions). The code gives {first.actual:.6g} with `cls_pw` = {first.positive_weight:g} and "
         "{second.actual:.6g} with {second.positive_weight:g}. The formula, written out with logarithms, gives "
-        "{first.expected:.6g} and {second.expected:.6g}. The relative difference is at most {error}. The gradients of "
-        "automatic differentiation differ from those of the formula, (1 − y)·σ(x) − `cls_pw`·y·(1 − σ(x)), by at most "
-        "{gradient} of the largest gradient. {conclusion}",
+        "{first.expected:.6g} and {second.expected:.6g}. The relative difference is at most {error}. The gradients "
+        "computed by automatic differentiation differ from those of the formula, (1 − y)·σ(x) − `cls_pw`·y·(1 − σ(x)), "
+        "by at most {gradient} of the largest gradient. {conclusion}",
         {name: Source(check, f"{recorded.name}{weights[name]:g} > ") for name, check in checks.items()},
-        error=Number(loss_error, f"{recorded.name}|actual − expected| / expected, the larger", ".0e"),
-        gradient=Number(gradient_error, f"{recorded.name}max_gradient_difference / max_gradient, the larger", ".0e"),
+        error=Number(loss_error, f"{recorded.name}|actual − expected| / expected, the larger of two values", ".0e"),
+        gradient=Number(
+            gradient_error, f"{recorded.name}max_gradient_difference / max_gradient, the larger of two values", ".0e"
+        ),
         conclusion=conclusion,
     )
     samples = sample_detections(opened_run)
@@ -142,14 +144,14 @@ def verification_blocks(run: Path, folder: Path) -> list[Block]:
     path = folder / f"pictures-{run.name}.png"
     plot_sample_detections(samples, opened_run.detector.classes, path)
     caption = (
-        "The first held-out images with labelled objects: ground-truth boxes, detections before fine-tuning, and "
-        f"detections after fine-tuning, with a confidence above {MIN_DRAWN_CONFIDENCE:.2f}"
+        "The first held-out images with labelled objects: ground-truth boxes, and detections with a confidence above "
+        f"{MIN_DRAWN_CONFIDENCE:.2f} before and after fine-tuning"
     )
     return [text, Figure(path, caption)]
 
 
 def result_blocks(run: Path) -> list[Block]:
-    """Report AP before and after fine-tuning with confidence intervals, conclusions and the AP50 of each class."""
+    """Report AP before and after fine-tuning with confidence intervals and conclusions, and the AP50 of each class."""
     summary = summary_source(run)
     rows: list[list[Cell]] = []
     conclusions = []
@@ -166,7 +168,7 @@ def result_blocks(run: Path) -> list[Block]:
         if low.value > 0 or high.value < 0:
             conclusions.append(f"{name} has {'increased' if low.value > 0 else 'decreased'} significantly")
         else:
-            conclusions.append(f"the change of {name} is not significant")
+            conclusions.append(f"the change in {name} is not significant")
     caption = (
         "COCO average precision on held-out images, with bootstrap confidence intervals over images (paired for the "
         "difference)"

@@ -30,7 +30,7 @@ def count_section(run_index: RunIndex, folder: Path) -> list[Block]:
     total, sizes = count.total(), (count.size, count.doubled_size)
     single, double = (_count_numbers(MODEL, count, total, size) for size in sizes)
     ratios = [
-        Number(large.value / small.value, f"{large.source}, over the same at {format_size(count.size)}", ".4g")
+        Number(large.value / small.value, f"{large.source}, divided by the number at {format_size(count.size)}", ".4g")
         for small, large in zip(single, double, strict=True)
     ]
     return [
@@ -65,12 +65,12 @@ def count_section(run_index: RunIndex, folder: Path) -> list[Block]:
             dict(zip(QUANTITIES, ratios, strict=True)),
         ),
         Table(
-            "The individual convolutions, for images of H × W pixels.",
+            "Formulas for the individual convolutions, for images of H × W pixels.",
             ["layer", *QUANTITIES],
             [[name, *quantities] for name, _, *quantities in layer_formulas(count)],
         ),
         Table(
-            f"The same at {format_size(count.size)} with {format_settings(count)}.",
+            f"Numbers for the individual convolutions at {format_size(count.size)} with {format_settings(count)}.",
             ["layer", *QUANTITIES],
             [
                 [layer.name, *_count_numbers(f"{MODEL}, {layer.name}", count, layer_counts, count.size)]
@@ -109,8 +109,8 @@ def padding_section(run_index: RunIndex, folder: Path) -> list[Block]:
     n, p, s, d, o = symbols("n p s d o")
     return [
         Text(
-            "All paddings from 0 to more than any kernel could use were tested with PyTorch layers, together with all "
-            "output paddings that PyTorch accepts. Only the following values give all shapes of the figure:"
+            "All paddings that could preserve the shapes were tested with PyTorch layers, together with all output "
+            "paddings that PyTorch accepts. Only the following values produce all shapes in the figure:"
         ),
         Table(
             "Paddings that preserve the shapes, with stride 2 and without dilation.",
@@ -119,15 +119,15 @@ def padding_section(run_index: RunIndex, folder: Path) -> list[Block]:
         ),
         Text(
             "According to the PyTorch documentation, a layer with kernel size k, padding p, stride s, dilation d and "
-            "output padding o maps n pixels to the following numbers of pixels."
+            "output padding o maps n pixels to the following number of pixels:"
         ),
         Formula("convolution", floor((n + 2 * p - d * (K - 1) - 1) / s) + 1),
         Formula("transposed convolution", s * (n - 1) - 2 * p + d * (K - 1) + o + 1),
         Text(
             "With s = 2, the first number is n/2 for every even n if and only if 2p is d(k − 1) or d(k − 1) − 1. "
             "Exactly one of these two values is even, so there is exactly one p. The second number is 2n if and only "
-            "if o = 2p + 1 − d(k − 1). PyTorch accepts only output paddings below the larger of s and d, which are 0 "
-            "and 1 without dilation, so there is again exactly one p. Without dilation, both types of layer need:"
+            "if o = 2p + 1 − d(k − 1). PyTorch accepts only output paddings below the larger of s and d. Without "
+            "dilation, these are 0 and 1, so there is again exactly one p, and both types of layers need:"
         ),
         Formula("p", floor(Mul(Rational(1, 2), K - 1, evaluate=False))),
         Formula("o", Mod(K, 2)),
@@ -146,9 +146,9 @@ def padding_section(run_index: RunIndex, folder: Path) -> list[Block]:
         Text(
             "Limits of the rule: the last convolution has stride 1 and keeps the shape only if 2p = k − 1, which no p "
             "satisfies for an even kernel size, because the padding is equal on both sides. PyTorch's "
-            '`padding="same"`, which our models use, adds a pixel on one side. The rule does not include a dilation. '
+            '`padding="same"`, which our models use, adds the extra pixel on one side. The rule ignores dilation. '
             "Strides other than 2 cannot produce the shapes, because layers with the same padding map 32 pixels to 16 "
             "and 16 pixels to 8, and back. The height and width must be even: an odd size is rounded when it is "
-            "halved, so the doubled size differs from it by one pixel."
+            "halved, so the size after doubling differs from the original by one pixel."
         ),
     ]

@@ -22,15 +22,16 @@ from chromabox.assignment.sections.numbers import int_number, record_results
 from chromabox.engine.runs import RunDir
 from chromabox.report.document.model import Block, Cell, Figure, Number, Table, Text
 
-#: Smaller differences between values of R², correlations and fractions are not reported as differences.
+#: Differences in R² or in accuracy (as a fraction) that are smaller than this are ignored.
 MIN_DIFFERENCE = 0.01
-#: Gradients count as vanishing if the largest relative gradient of a layer exceeds the smallest by this factor.
+#: Gradients count as vanishing if the ratio of the largest to the smallest relative gradient exceeds this value.
 VANISHING_RATIO = 100.0
-#: Images are called blurred if the energy or correlation of their fine detail is below this fraction.
+#: Images are called blurred if the relative energy of their fine detail is below this value. Their detail is called
+#: partly wrong if its correlation is below it. A layer is said to lose detail if R² of a linear probe is below it.
 MIN_DETAIL_FRACTION = 0.9
 #: Images are called dull if their proportion of vivid pixels is below this fraction of the true proportion.
 MIN_VIVID_FRACTION = 0.9
-#: The mean probability of vivid colours is called close to their true frequency if it differs by less than this.
+#: The mean probability of vivid colours is called close to their true frequency if the two differ by less than this.
 MAX_VIVID_GAP = 0.05
 
 
@@ -46,15 +47,15 @@ def blur_text(analysis: NetAnalysis) -> Text:
     is_lost = analysis.probe_scores["quarter"]["grey_detail"] < MIN_DETAIL_FRACTION
     near, far = analysis.accuracy_by_edge_distance.accuracy[0], analysis.accuracy_by_edge_distance.accuracy[-1]
     return Text(
-        "{verdict}: the deviations of the pixels of a 4 × 4 block from their mean have "
-        "{net.high_frequencies.energy:.1%} of the energy of those in the true colours, and a correlation of "
-        "{net.high_frequencies.correlation:.2f} with them. In the bottleneck, after two halvings of the resolution, an "
-        "image has {net.bottleneck_shape.0:.0f} channels of {net.bottleneck_shape.1:.0f} × "
+        "{verdict}: the deviations of the pixels from the mean of their 4 × 4 block have "
+        "{net.high_frequencies.energy:.1%} of the energy of the same deviations in the true colours, and a correlation "
+        "of {net.high_frequencies.correlation:.2f} with them. In the bottleneck, after two halvings of the resolution, "
+        "an image is represented by {net.bottleneck_shape.0:.0f} channels of {net.bottleneck_shape.1:.0f} × "
         "{net.bottleneck_shape.2:.0f} positions. A linear probe on one position, fitted on training images, explains "
         "{net.probe_scores.quarter.grey_detail:.1%} of the variance of the fine detail of the grey input. Before the "
-        "second halving, it explains {net.probe_scores.half.grey_detail:.1%}. {loss} On the edges of the greyscale "
-        "image, {net.accuracy_by_edge_distance.accuracy.0:.1%} of the pixels are correct; at a distance of {away} or "
-        "more pixels, {net.accuracy_by_edge_distance.accuracy.-1:.1%} are correct{remark}.",
+        "second halving, such a probe explains {net.probe_scores.half.grey_detail:.1%}. {loss} On the edges of the "
+        "greyscale image, {net.accuracy_by_edge_distance.accuracy.0:.1%} of the pixels are correct; at a distance of "
+        "{away} or more pixels from an edge, {net.accuracy_by_edge_distance.accuracy.-1:.1%} are correct{remark}.",
         net=analysis.source,
         verdict=verdict,
         loss="Downsampling loses detail, and no later layer can restore it." if is_lost else "Little detail is lost.",
@@ -64,7 +65,7 @@ def blur_text(analysis: NetAnalysis) -> Text:
 
 
 def dullness_text(analysis: NetAnalysis) -> Text:
-    """Describe whether vivid colours are predicted as often as they occur, and whether their probability is correct."""
+    """Describe whether vivid colours are predicted as often as they occur, and whether their probability is right."""
     is_dull = analysis.vivid_stats["predicted_fraction"] < MIN_VIVID_FRACTION * analysis.vivid_stats["true_fraction"]
     is_close = abs(analysis.vivid_stats["mean_probability"] - analysis.vivid_stats["true_fraction"]) < MAX_VIVID_GAP
     explanation = ""
@@ -90,18 +91,20 @@ def dullness_text(analysis: NetAnalysis) -> Text:
 def explain_strides(
     pool: NetAnalysis, strided: NetAnalysis, data: AnalysisData, folder: Path, *, is_better: bool
 ) -> list[Block]:
-    """Test reasons for the effect of strides; ``is_better`` states whether the second model is better."""
+    """Test explanations of the effect of strided convolutions; ``is_better`` is True if the second model is better."""
     gains_near_edges, edge_blocks = _edge_blocks((pool, strided), data, folder)
     before, after = (analysis.probe_scores["quarter"]["grey_detail"] for analysis in (pool, strided))
     keeps_more = after > before + MIN_DIFFERENCE
     sizes = {RunDir(analysis.run).summary()["parameters"] for analysis in (pool, strided)}
-    size_remark = "The models differ in size, which may be an additional reason."
+    size_remark = "The models differ in size, which may contribute to the difference in their results."
     if len(sizes) == 1:
-        size_remark = "The size is not a reason, because both models have the same number of parameters."
+        size_remark = (
+            "The size does not explain the difference, because both models have the same number of parameters."
+        )
     support = ("Neither test supports", "One of the two tests supports", "Both tests support")
     conclusion = (
-        f"{support[keeps_more + gains_near_edges]} the reason “strided convolutions preserve fine detail that pooling "
-        "discards”."
+        f"{support[keeps_more + gains_near_edges]} the explanation that strided convolutions preserve fine detail that "
+        "pooling discards."
     )
     if not is_better:
         conclusion = "The second model is not better in these runs, so there is no gain to explain."
@@ -111,7 +114,7 @@ def explain_strides(
             "Detail in the bottleneck: max pooling keeps the largest of four neighbouring values and discards its "
             "position; a strided convolution combines all four with learnt weights, so it can preserve more detail. "
             "This is {not_}confirmed: a linear probe on the bottleneck of `{pool.model}` explains "
-            "{pool.probe_scores.quarter.grey_detail:.1%} of the variance of the fine detail of the grey values, a "
+            "{pool.probe_scores.quarter.grey_detail:.1%} of the variance of the fine detail of the grey values, and a "
             "probe on that of `{strided.model}` explains {strided.probe_scores.quarter.grey_detail:.1%}.",
             pool=pool.source,
             strided=strided.source,
@@ -120,9 +123,9 @@ def explain_strides(
         _probe_table(pool, strided),
         *edge_blocks,
         Text(
-            f"{conclusion} These runs cannot separate downsampling from upsampling: `{strided.model}` replaces pooling "
-            "by strides and also upsampling by transposed convolutions. Only a model with one of the two changes would "
-            "show the contribution of each."
+            f"{conclusion} These runs cannot separate downsampling from upsampling: `{strided.model}` replaces both "
+            "pooling by strided convolutions and upsampling by transposed convolutions. Only a model with one of the "
+            "two changes would show the contribution of each."
         ),
     ]
 
@@ -136,17 +139,17 @@ def explain_skips(
     is_better: bool,
     other_analyses: tuple[NetAnalysis, ...],
 ) -> list[Block]:
-    """Test the usual reasons for the effect of skip connections. The figures also show ``other_analyses``."""
+    """Test the usual explanations of why skip connections help. The figures also show ``other_analyses``."""
     scores = without_skips.probe_scores
     before, after = scores["quarter"], with_skips.probe_scores["quarter"]
     restores_detail = scores["half"]["lookup_table_accuracy"] > before["lookup_table_accuracy"] + MIN_DIFFERENCE
     less_detail = after["grey_detail"] < before["grey_detail"] - MIN_DIFFERENCE
     more_hue = after["chroma"] > before["chroma"] + MIN_DIFFERENCE
     bottleneck_verdict = {
-        (True, True): "Both hold",
-        (True, False): "Only the first holds",
-        (False, True): "Only the second holds",
-        (False, False): "Neither holds",
+        (True, True): "Both predictions hold",
+        (True, False): "Only the first prediction holds",
+        (False, True): "Only the second prediction holds",
+        (False, False): "Neither prediction holds",
     }[less_detail, more_hue]
     analyses = (*other_analyses, without_skips, with_skips)
     gains_near_edges, edge_blocks = _edge_blocks(analyses, data, folder)
@@ -158,7 +161,7 @@ def explain_skips(
     else:
         conclusion = "None of these reasons is confirmed by the measurements."
     if is_better and not has_vanishing_gradients(without_skips):
-        conclusion += " Vanishing gradients do not explain it."
+        conclusion += " Vanishing gradients do not explain the gain."
     return [
         Text(
             "First reason: skip connections restore the detail that downsampling loses. This is {not_}confirmed: a "
@@ -168,7 +171,8 @@ def explain_skips(
             "matters because each palette colour covers a narrow range of grey values. A lookup table from grey values "
             "to colours finds the true colour of {plain.probe_scores.quarter.lookup_table_accuracy:.1%} of the pixels "
             "from the grey values reconstructed from the bottleneck, and of "
-            "{plain.probe_scores.half.lookup_table_accuracy:.1%} from those reconstructed from half resolution.",
+            "{plain.probe_scores.half.lookup_table_accuracy:.1%} from those reconstructed from the half-resolution "
+            "features.",
             plain=without_skips.source,
             not_="" if restores_detail else "not ",
         ),
@@ -176,11 +180,11 @@ def explain_skips(
         *edge_blocks,
         _ablation_text(with_skips),
         Text(
-            "Second reason: a bottleneck that does not have to carry fine detail has capacity for properties that "
-            "require a large receptive field, such as the hue. It should then contain less detail and more hue. "
-            "{verdict}: linear probes explain {plain.probe_scores.quarter.grey_detail:.1%} of the variance of the fine "
-            "grey detail from the bottleneck of `{plain.model}` and {skip.probe_scores.quarter.grey_detail:.1%} from "
-            "that of `{skip.model}`. For the chroma of the target colours, they explain "
+            "Second reason: a bottleneck that does not have to carry fine detail has more capacity for properties that "
+            "require a large receptive field, such as the hue. The bottleneck should then contain less detail and more "
+            "hue. {verdict}: linear probes explain {plain.probe_scores.quarter.grey_detail:.1%} of the variance of the "
+            "fine grey detail from the bottleneck of `{plain.model}` and {skip.probe_scores.quarter.grey_detail:.1%} "
+            "from that of `{skip.model}`. For the chroma of the target colours, they explain "
             "{plain.probe_scores.quarter.chroma:.1%} and {skip.probe_scores.quarter.chroma:.1%}.",
             plain=without_skips.source,
             skip=with_skips.source,
@@ -195,7 +199,7 @@ def explain_skips(
 
 
 def _ablation_text(with_skips: NetAnalysis) -> Text:
-    """Describe the accuracy with replaced skip connections, and which skip connections the model relies on."""
+    """Describe how much accuracy is lost by replacing each skip connection, and which the model relies on."""
     intact = with_skips.skip_ablations["none intact"]["accuracy"]
     costs = {skip: intact - with_skips.skip_ablations[f"{skip} shuffled"]["accuracy"] for skip in ("half", "input")}
     used = [skip for skip, cost in costs.items() if cost > MIN_DIFFERENCE]
@@ -207,10 +211,10 @@ def _ablation_text(with_skips: NetAnalysis) -> Text:
         conclusion = f"The model relies on {names.pop(used[0])} and hardly uses {names.popitem()[1]}"
     source = f"{with_skips.source.name}skip_ablations, none intact minus"
     return Text(
-        "{conclusion}: with the features of another image, the half-resolution skip connection costs {half} percentage "
-        "points of accuracy, and the input skip connection costs {input} percentage points (at most {count} test "
-        "images). This shows what the trained model relies on, not the accuracy of a model that is trained without the "
-        "skip connection.",
+        "{conclusion}: replacing the features of a skip connection by those of another image costs {half} percentage "
+        "points of accuracy for the half-resolution skip connection and {input} percentage points for the input skip "
+        "connection (measured on at most {count} test images). This shows what the trained model relies on, not the "
+        "accuracy of a model that is trained without the skip connection.",
         {skip: Number(100 * cost, f"{source} {skip} shuffled", ".1f") for skip, cost in costs.items()},
         conclusion=conclusion,
         count=int_number(NUM_ABLATION_IMAGES, "number of images for the ablation of skip connections"),
@@ -218,7 +222,7 @@ def _ablation_text(with_skips: NetAnalysis) -> Text:
 
 
 def _gradient_ratios(analysis: NetAnalysis) -> dict[str, float]:
-    """Return the largest relative gradient of a layer divided by the smallest, at "start" and "end" of training."""
+    """Return the ratio of the largest to the smallest relative gradient, at the "start" and "end" of training."""
     return {
         when: max(norms.values()) / min(norms.values()) if min(norms.values()) > 0 else math.inf
         for when, norms in analysis.to_json["relative gradient"].items()
@@ -231,7 +235,7 @@ def has_vanishing_gradients(analysis: NetAnalysis) -> bool:
 
 
 def _gradient_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[Block]:
-    """Compare the gradients of the last two models, without and with skip connections. The figure shows all models."""
+    """Compare the gradients of the last two models, without and with skip connections; the figure shows all models."""
     *_, without_skips, with_skips = analyses
     initial, final = (
         {analysis.model: analysis.to_json["relative gradient"][when] for analysis in analyses}
@@ -255,7 +259,7 @@ def _gradient_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[Bloc
         plain=without_skips.source,
         skip=with_skips.source,
         verdict=f"{'Vanishing' if has_vanishing_gradients(without_skips) else 'No vanishing'} gradients were",
-        layers=int_number(len(without_skips.initial_gradients), "kernels of the model"),
+        layers=int_number(len(without_skips.initial_gradients), "number of kernels of the model"),
     )
     caption = (
         "Norm of the gradient of the loss with respect to the kernel of each layer, divided by the norm of the kernel, "
@@ -266,7 +270,7 @@ def _gradient_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[Bloc
 
 
 def _probe_table(*analyses: NetAnalysis) -> Table:
-    """Return a table of the linear-probe scores of inner layers of the models and of the input."""
+    """Return a table of the linear-probe scores for two inner layers of each model and for the input."""
     layers = {"quarter": "bottleneck", "half": "half resolution"}
     probes = [(f"{analysis.model}, {name}", analysis, layer) for analysis in analyses for layer, name in layers.items()]
     columns = ("grey_detail", "colour_detail", "chroma", "lookup_table_accuracy")
@@ -277,7 +281,7 @@ def _probe_table(*analyses: NetAnalysis) -> Table:
     return Table(
         "Linear probes (ridge regression, fitted on training images and evaluated on test images) of 4 × 4 blocks of "
         "pixels: R² of the fine detail of the grey values and of the target colours, R² of the chroma of the target "
-        "colours, and the accuracy of a lookup table from grey value to its most frequent colour, applied to the "
+        "colours, and the accuracy of a lookup table from each grey value to its most frequent colour, applied to the "
         "reconstructed grey values",
         ["probed layer", "grey detail (%)", "colour detail (%)", "chroma (%)", "lookup accuracy (%)"],
         rows,
@@ -285,9 +289,9 @@ def _probe_table(*analyses: NetAnalysis) -> Table:
 
 
 def _edge_blocks(analyses: Sequence[NetAnalysis], data: AnalysisData, folder: Path) -> tuple[bool, list[Block]]:
-    """Compare the gain of the last model over the one before it on edges with its gain far from edges.
+    """Compare how much the last model gains over the model before it on edges and far from edges.
 
-    Return whether the gain is larger on edges, and a text and a figure about it. The figure shows all models.
+    Return whether the gain is larger on edges, and a text and a figure. The figure shows all models.
     """
     *_, first, second = analyses
     change = 100 * (second.predictions.is_correct.astype(np.float64) - first.predictions.is_correct)
@@ -305,8 +309,8 @@ def _edge_blocks(analyses: Sequence[NetAnalysis], data: AnalysisData, folder: Pa
     text = Text(
         "On edges, `{first.model}` classifies {first.accuracy_by_edge_distance.accuracy.0:.1%} of the pixels correctly "
         "and `{second.model}` {second.accuracy_by_edge_distance.accuracy.0:.1%}; at a distance of {away} or more "
-        "pixels, the accuracies are {first.accuracy_by_edge_distance.accuracy.-1:.1%} and "
-        "{second.accuracy_by_edge_distance.accuracy.-1:.1%}. The change on edges exceeds the change far from edges by "
+        "pixels from an edge, the accuracies are {first.accuracy_by_edge_distance.accuracy.-1:.1%} and "
+        "{second.accuracy_by_edge_distance.accuracy.-1:.1%}. The change on edges minus the change far from edges is "
         "{change.value:+.1f} percentage points (95 % confidence interval {change.low:+.1f} to {change.high:+.1f}, "
         "{change.method}). {conclusion}.",
         first=first.source,

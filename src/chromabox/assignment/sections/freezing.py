@@ -34,10 +34,10 @@ def frozen_part_blocks(run: Path) -> list[Block]:
             recipe=summary.get("recipe"),
         ),
         Text(
-            "Its first {run.frozen.layers:,.0f} of {layers} layers are frozen, {relation} the {end} of its backbone. "
-            "These layers have {run.frozen.parameters:,.0f} of {run.frozen.all_parameters:,.0f} parameters ({fraction} "
-            "%) and take {run.frozen.share_of_work:.0%} of the multiplications of a forward pass. Layers are counted "
-            "as in Darknet, including pooling layers and concatenations.",
+            "The first {run.frozen.layers:,.0f} of its {layers} layers are frozen, {relation} the {end} layers of its "
+            "backbone. These layers have {run.frozen.parameters:,.0f} of {run.frozen.all_parameters:,.0f} parameters "
+            "({fraction} %) and account for {run.frozen.share_of_work:.0%} of the multiplications of a forward pass. "
+            "Layers are counted as in Darknet, including pooling layers and concatenations.",
             run=summary,
             relation=relation,
             layers=int_number(len(architecture.layers), f"{run}/best.safetensors: architecture"),
@@ -87,7 +87,7 @@ def frozen_check_blocks(run: Path, folder: Path) -> list[Block]:
 
 
 def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, update_bn_stats: bool) -> str:
-    """Return whether the frozen layers have changed, as a sentence."""
+    """Return a sentence that states whether the frozen layers have changed."""
     frozen = [change for change in changes if change.layer < num_frozen]
     if not frozen:
         return "No layer was frozen, so all parameters may change. The changes are:"
@@ -96,7 +96,7 @@ def frozen_verdict(changes: Sequence[LayerWeightChange], num_frozen: int, *, upd
         return method + "Parameters of frozen layers have changed, which is an error in the program:"
     if any(change.max_stats_change for change in frozen):
         expected = "as this recipe intends" if update_bn_stats else "which is an error in the program"
-        return method + f"No parameter of a frozen layer has changed, but its BatchNorm statistics have, {expected}:"
+        return method + f"The frozen parameters have not changed, but the BatchNorm statistics have, {expected}:"
     others = "all other layers have changed"
     if not all(change.max_change > 0 for change in changes if change.layer >= num_frozen):
         others = "some of the other layers have not changed either"
@@ -111,18 +111,18 @@ def cost_blocks(runs: Sequence[Path]) -> list[Block]:
     report = FreezeReport(*(values[key] for key in keys))
     text = (
         "A backward pass takes about twice as long as a forward pass. Freezing saves the backward pass of the frozen "
-        "layers, which is {report.step_savings:.0%} of a step. "
+        "layers, which accounts for {report.step_savings:.0%} of the computation in a step. "
     )
     numbers = {}
     if report.update_bn_stats:
-        text += "Their outputs cannot be cached, because their statistics change."
+        text += "The outputs of these layers cannot be cached, because their statistics change."
     elif not num_cached_views:
-        text += "Their outputs are not cached, because the images are augmented again in every epoch."
+        text += "The outputs of these layers are not cached, because the images are augmented again in every epoch."
     else:
         text += (
             "Frozen layers have the same output for the same input, so their outputs are computed once for {views} "
-            "fixed augmented views of each image and cached. This also saves their forward pass, in total "
-            "{report.flops_fraction:.0%} of a step."
+            "fixed augmented views of each image and cached. This also saves their forward pass; in total, freezing "
+            "saves {report.flops_fraction:.0%} of the computation in a step."
         )
         numbers["views"] = int_number(num_cached_views, f"{run}/config.json: num_cached_views")
     blocks: list[Block] = [
@@ -164,7 +164,7 @@ def freezing_section(run_index: RunIndex, folder: Path) -> list[Block]:
     run = run_index.detectors[0]
     remark = "Batch normalisation of frozen layers is therefore replaced by a layer that stays in evaluation mode."
     if RunDir(run).summary()["frozen"]["moving_statistics"]:
-        remark = "In this run the statistics keep updating, as in the tool that the assignment uses."
+        remark = "In this run, the statistics are still updated, as in the tool that the assignment uses."
     code = [inspect.getsource(item) for item in (freeze.freeze, freeze.FrozenBatchNorm2d, freeze._freeze_batch_norm)]
     return [
         *frozen_part_blocks(run),
@@ -173,11 +173,11 @@ def freezing_section(run_index: RunIndex, folder: Path) -> list[Block]:
             "the layer. For the parameters of the first layers, `requires_grad` is set to False: the backward pass "
             "stops before these layers, and the optimizers do not contain their parameters. This alone does not freeze "
             "a layer. The means and variances of batch normalisation are buffers, not parameters, and every forward "
-            "pass in training mode updates them. The frozen kernels would then receive inputs with other statistics "
-            f"than those they were trained with. {remark}"
+            "pass in training mode updates them. The frozen kernels would then receive inputs whose statistics differ "
+            f"from those they were trained with. {remark}"
         ),
         Code("\n\n".join(code)),
-        Text("The optimizers get only the remaining parameters:"),
+        Text("The optimizers receive only the remaining parameters:"),
         Code(inspect.getsource(parameter_groups)),
         *frozen_check_blocks(run, folder),
         *cost_blocks(run_index.detectors),

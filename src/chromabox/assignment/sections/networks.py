@@ -31,8 +31,8 @@ def pool_upsample_section(run_index: RunIndex, folder: Path) -> Section:
     )
     padding = Text(
         "A convolution without padding reduces the height and the width by k − 1 pixels. With "
-        '`padding="same"`, the output has the size of the input, and only pooling and upsampling change it. This is a '
-        "padding of {conv.padding} pixel on each side for k = {conv.kernel}, and of (k − 1)/2 pixels for every odd k.",
+        '`padding="same"`, the output has the size of the input, and only pooling and upsampling change it. The '
+        "padding on each side is {conv.padding} for k = {conv.kernel}, and (k − 1)/2 for every odd k.",
         conv=settings["Conv2d"],
     )
     names = ("same_conv", "PoolUpsampleNet")
@@ -50,7 +50,8 @@ def conv_transpose_section(run_index: RunIndex, folder: Path) -> Section:
         "The model has the same channels as PoolUpsampleNet, but neither pooling nor upsampling. The first two "
         "convolutions have stride {down.stride}, and blocks 3 and 4 have transposed convolutions with stride "
         "{up.stride}; `down_block` and `up_block` build these two types of blocks. `dilation` applies to the ordinary "
-        "convolutions; the transposed convolutions keep a dilation of 1. `same_conv` is the function of part A.",
+        "convolutions; the transposed convolutions keep a dilation of 1. `same_conv` is the same function as in part "
+        "A.",
         down=settings["Conv2d"],
         up=settings["ConvTranspose2d"],
     )
@@ -88,9 +89,9 @@ def unet_section(run_index: RunIndex, folder: Path) -> Section:
         more=int_number(unet - conv_transpose, "parameters of unet minus those of conv-transpose"),
     )
     padding = Text(
-        "Concatenated feature maps must have exactly the same height and width. The paddings of part B must therefore "
-        "halve and double the size exactly: if block 3 turned 8 pixels into 15 or 17, its output could not be "
-        "concatenated with the 16 pixels of block 1."
+        "Concatenated feature maps must have exactly the same height and width. With the paddings of part B, the "
+        "layers must therefore halve and double the size exactly: if block 3 turned 8 pixels into 15 or 17, its output "
+        "could not be concatenated with the 16 pixels of block 1."
     )
     return _make_section("C.1", "c", "unet", ("UNet",), architecture, padding)
 
@@ -103,7 +104,7 @@ def _settings(model: str) -> dict[str, Source]:
 def _make_section(
     key: str, figure: str, model: str, names: Sequence[str], architecture: Text, *remarks: Text
 ) -> Section:
-    """Build a section from texts, the source code of ``names`` and a table of the layers."""
+    """Build a section from texts, the source code of the classes and functions ``names``, and a table of the layers."""
     name, ops, module = MODELS[model].__name__, reference_ops(model), MODELS[model](**DEFAULT_SIZES)
     question = (
         f"Implement {name} as shown in figure 1{figure}, with the parameters kernel, NIC (input channels), NF "
@@ -120,7 +121,7 @@ def _make_section(
         Text(
             "The model has {all} trainable parameters: {by_type.weights:,.0f} weights and {by_type.biases:,.0f} biases "
             "of convolutions, and {by_type.norms:,.0f} scales and shifts of BatchNorm. Operations with 0 parameters in "
-            "the table have nothing to train.",
+            "the table have no trainable parameters.",
             all=int_number(total, f"{model}: num_trainable_parameters"),
             by_type=Source(
                 {"weights": weights, "biases": total - weights - norms, "norms": norms},

@@ -1,4 +1,4 @@
-"""Parts that the sections share: missing runs, numbers with their sources, and comparisons of models."""
+"""Helpers for all sections: missing runs, numbers with their sources, and comparisons of models."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -24,9 +24,10 @@ def answers(
 ) -> Callable[[Callable[..., list[Block]]], SectionBuilder]:
     """Return a decorator for a function that returns the blocks of a section; the decorated function returns a section.
 
-    The function is called with the run index, the folder for figures, and the finished runs of each of ``models``. If a
-    model has no runs, it is not called, and the section names the command that trains the models. The decorated
-    function raises UsageError if the runs of a model differ in more than the seed and cannot be averaged.
+    The function is called with the run index, the folder for figures, and the finished runs of each model in
+    ``models``. If a model has no runs, the function is not called, and the section names the command that trains the
+    models. The decorated function raises UsageError if the runs of a model cannot be averaged because they differ in
+    more than the seed.
     """
 
     def decorate(answer: Callable[..., list[Block]]) -> SectionBuilder:
@@ -46,7 +47,7 @@ def answers(
 
 
 def summary_source(run: Path) -> Source:
-    """Return the summary of a run, for texts and tables."""
+    """Return the summary of a run as a :class:`Source` for texts and tables."""
     return Source(RunDir(run).summary(), f"{run}/summary.json: ")
 
 
@@ -62,14 +63,14 @@ def mean_over_runs(runs: Sequence[Path], key: str) -> Number:
 
 
 def int_number(value: int, source: str) -> Number:
-    """Return an integer that is printed with thousands separators."""
+    """Return a :class:`Number` for an integer, which is printed with thousands separators."""
     return Number(float(value), source, ",.0f")
 
 
 def record_results(folder: Path, values: Any, section: str, name: str = "") -> Source:
-    """Record values in ``folder/results.json`` and return the recorded values; other entries of the file are kept.
+    """Record values in ``folder/results.json`` and return the recorded values; other entries in the file are kept.
 
-    The keys of the values are ``section`` and, if it is not empty, ``name``.
+    The values are stored under the key ``section`` or, if ``name`` is not empty, under the key ``name`` inside it.
     """
     path = folder / RESULTS_FILE
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -83,10 +84,10 @@ def record_results(folder: Path, values: Any, section: str, name: str = "") -> S
 def compute_differences(
     runs: Sequence[Sequence[Path]], first: NetAnalysis, second: NetAnalysis
 ) -> dict[str, ConfidenceInterval]:
-    """Return the difference "second minus first" of the test accuracy (in percentage points) and of the test loss.
+    """Return the changes in test accuracy (in percentage points) and in test loss from the first to the second model.
 
-    The intervals are computed over the seeds if both models have several runs, otherwise over the test images of one
-    seed.
+    The confidence intervals describe the variation between seeds if both models have several runs, otherwise the
+    variation between the test images of one seed.
     """
     if all(len(group) > 1 for group in runs):
         return {
@@ -129,12 +130,12 @@ def difference_text(folder: Path, first: str, second: str, intervals: Mapping[st
 
 
 def is_improvement(intervals: Mapping[str, ConfidenceInterval]) -> bool:
-    """Return whether the confidence interval of the difference of the test loss is below 0."""
+    """Return whether the confidence interval of the difference in test loss lies entirely below 0."""
     return intervals["loss"].excludes_zero and intervals["loss"].value < 0
 
 
 def comparison_table(runs_by_model: Mapping[str, Sequence[Path]]) -> Table:
-    """Return a table with the results of each model and, for the settings of the assignment, with published results."""
+    """Return a table of each model's results, and of published results if the runs have the assignment's settings."""
     rows: list[list[Cell]] = []
     for model, runs in runs_by_model.items():
         published = _published_numbers(model, runs[0])
@@ -145,7 +146,7 @@ def comparison_table(runs_by_model: Mapping[str, Sequence[Path]]) -> Table:
     is_spread = any(len(runs) > 1 for runs in runs_by_model.values())
     return Table(
         f"Results on the test images{' (± is the sample standard deviation over the seeds)' if is_spread else ''}. The "
-        "published values are the range of accuracies and the lowest loss of six public solutions of the assignment",
+        "published values are the range of accuracies and the lowest loss from six public solutions of the assignment",
         ["model", "parameters", "seeds", "loss", "accuracy %", "published loss", "published %"],
         rows,
     )

@@ -1,4 +1,4 @@
-"""Questions A.2, B.2, B.3, C.2 and C.3: the results of the three models, their comparison and its explanation."""
+"""Questions A.2, B.2, B.3, C.2 and C.3: the results of the three models, compared and explained."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ from chromabox.report.document.model import Block, Cell, Figure, Number, Source,
 from chromabox.report.plots import RGBTile, plot_confusion_matrix
 from chromabox.report.tables import DISPLAY_NAMES
 
-#: Minimum gap between training and test accuracy, in percentage points, that is called overfitting.
+#: Gap between training and test accuracy, in percentage points, from which a model is said to overfit.
 OVERFITTING_GAP = 2.0
 #: Number of test images in a row of a figure.
 NUM_SAMPLES = 8
@@ -51,7 +51,7 @@ MODELS = (POOL_UPSAMPLE, "conv-transpose", "unet")
     "A.2", "Results with pooling and upsampling", "Do the colourised images look good, and why or why not?", MODELS[:1]
 )
 def pool_upsample_results(run_index: RunIndex, folder: Path, runs: Sequence[Path]) -> list[Block]:
-    """Answer A.2: whether the images of PoolUpsampleNet look good, and for what reasons."""
+    """Answer A.2: whether the images of PoolUpsampleNet look good, and why."""
     analysis, data = _analyse_and_record(folder, runs)
     path = folder / f"sheet-{POOL_UPSAMPLE}.png"
     plot_samples(_sample_rows(data, analysis), path)
@@ -73,7 +73,7 @@ def pool_upsample_results(run_index: RunIndex, folder: Path, runs: Sequence[Path
 
 
 def _curves_section(key: str, title: str, models: Sequence[str]) -> SectionBuilder:
-    """Return a section on the training of the last model; the figure also shows the curves of the other models."""
+    """Return a function that builds the section on the training of the last model; its figure shows all ``models``."""
     model = models[-1]
 
     @answers(key, title, f"How do the loss and accuracy of `{model}` change during training?", [model])
@@ -93,8 +93,8 @@ def _curves_section(key: str, title: str, models: Sequence[str]) -> SectionBuild
         text = Text(
             "After {epochs} epochs with batches of {batch} images, `{model}` has a loss of {loss} and an accuracy of "
             "{accuracy} % on the test images (the assignment calls them validation images). In the first run, the test "
-            "loss is lowest after epoch {when} ({best}). At the end, the accuracy on training images is {gap} "
-            "percentage points {relation} the accuracy on test images{remark}.",
+            "loss reaches its minimum of {best} after epoch {when}. At the end, the accuracy on training images is "
+            "{gap} percentage points {relation} the accuracy on test images{remark}.",
             epochs=int_number(int(last["epoch"]), source),
             batch=int_number(batch_size, f"{run}/config.json: recipe > batch_size"),
             model=model,
@@ -147,13 +147,13 @@ def unet_results(run_index: RunIndex, folder: Path, *runs: Sequence[Path]) -> li
             "The accuracy of the model with skip connections is {ours} %. A lookup table from grey values to colours, "
             "which uses single pixels without their neighbours, has an accuracy of {table} %.",
             ours=mean_over_runs(runs[1], "test_accuracy"),
-            table=Number(100 * data.lookup_table_accuracy, "grey_lookup_baseline on all test pictures", ".2f"),
+            table=Number(100 * data.lookup_table_accuracy, "grey_lookup_baseline on all test images", ".2f"),
         ),
     ]
 
 
 def _compare(folder: Path, *runs: Sequence[Path]) -> tuple[NetAnalysis, NetAnalysis, AnalysisData, bool, list[Block]]:
-    """Return analyses of two models, their data, whether the second model is better, and blocks that compare them."""
+    """Return the analyses of two models, their data, whether the second is better, and blocks that compare the two."""
     (first, data), (second, _) = (_analyse_and_record(folder, group) for group in runs)
     runs_by_model = {first.model: runs[0], second.model: runs[1]}
     changes = compute_differences(runs, first, second)
@@ -168,7 +168,7 @@ def _compare(folder: Path, *runs: Sequence[Path]) -> tuple[NetAnalysis, NetAnaly
 
 
 def _analyse_and_record(folder: Path, runs: Sequence[Path]) -> tuple[NetAnalysis, AnalysisData]:
-    """Analyse the first run of a group and record the results. Return them with the data of the run."""
+    """Analyse the first run of a group and record the results. Return the analysis and the data of the run."""
     analysis = analyse(runs[0])
     record_results(folder, SAMPLE_SIZES, "examined")
     record_results(folder, analysis.to_json, "nets", analysis.model)
@@ -183,9 +183,9 @@ def _image_quality_change_text(before: NetAnalysis, after: NetAnalysis) -> Text:
         "livelier": after.image_stats["colourfulness"] > before.image_stats["colourfulness"],
     }
     return Text(
-        "Compared with the images of `{before}`, the fine detail of the images of `{after}` is {sharper}closer to the "
-        "ground truth, their colours are {nearer}closer to the true colours, and they are {livelier}more colourful. "
-        "The table above has the measurements.",
+        "Compared with the images of `{before}`, the images of `{after}` are {livelier}more colourful, their fine "
+        "detail is {sharper}closer to the ground truth, and their colours are {nearer}closer to the true colours. The "
+        "table above contains the measurements.",
         {name: "" if improved else "not " for name, improved in improvements.items()},
         before=before.model,
         after=after.model,
@@ -205,7 +205,8 @@ def _calibration_blocks(analyses: Sequence[NetAnalysis], folder: Path) -> list[B
             verdict="underconfident" if after.calibration.overconfidence < 0 else "overconfident",
         ),
         Figure(
-            path, "Reliability diagram: accuracy against predicted probability. On the dotted line, they are equal."
+            path,
+            "Reliability diagram: accuracy against predicted probability. The dotted line marks perfect calibration.",
         ),
     ]
 
@@ -221,7 +222,7 @@ def _sample_rows(data: AnalysisData, *analyses: NetAnalysis) -> dict[str, Sequen
 
 
 def _side_by_side(first: NetAnalysis, second: NetAnalysis, data: AnalysisData, folder: Path) -> list[Block]:
-    """Show the first test images of both models with a map of correct pixels, and describe their agreement."""
+    """Show the first test images as colourised by both models, with a map of correct pixels, and compare the models."""
     path = folder / f"{first.model}-and-{second.model}.png"
     rows = _sample_rows(data, first, second)
     plot_agreement(rows, (first.model, second.model), first.predictions, second.predictions, path)
@@ -261,20 +262,20 @@ def _image_quality_table(data: AnalysisData, *analyses: NetAnalysis) -> Table:
     zero = Number(0.0, "colourfulness of greyscale images", ".1f")
     truth = Number(data.true_colourfulness, "colourfulness of the test images analysed", ".1f")
     return Table(
-        f"Image quality (first {len(data.test)} test images, one seed). Fine detail is the deviation of the pixels of "
-        "a 4 × 4 block from their mean; its energy is relative to that of the true colours, and its correlation is "
-        "with the fine detail of the true colours",
+        f"Image quality (first {len(data.test)} test images, one seed). Fine detail is the deviation of the pixels "
+        "from the mean of their 4 × 4 block. The energy is relative to that of the fine detail of the true colours, "
+        "and the correlation is with the fine detail of the true colours",
         ["", "PSNR (dB)", "ΔE2000", "colourfulness", "detail energy (%)", "detail correlation"],
         [*rows, ["greyscale", *grey, zero, "–", "–"], ["ground truth", "–", "–", truth, "–", "–"]],
     )
 
 
 def _baseline_blocks(run: Path, analysis_data: AnalysisData, folder: Path) -> list[Block]:
-    """Compare PoolUpsampleNet with baselines and the upper bound, and show its confusion matrix."""
+    """Compare PoolUpsampleNet with baselines and the upper bound set by the palette, and show its confusion matrix."""
     model, data = POOL_UPSAMPLE, analysis_data.inputs.data
     evaluation = evaluate(load_palette_model(run), ColourDataset(data.train, data.test))
     recorded = record_results(folder, evaluation.as_json()["rows"], "evaluation", model)
-    # An infinite PSNR is null in the file but infinite in these rows, so that it is printed as infinite.
+    # An infinite PSNR is stored as null in the file. These rows contain infinity, so that ∞ is printed.
     scores = Source({row.name: row for row in evaluation.rows}, recorded.name)
     columns = {"loss": ".4f", "accuracy": ".2%", "psnr": ".2f", "delta_e": ".2f", "colourfulness": ".1f"}
     rows: list[list[Cell]] = [
@@ -294,8 +295,8 @@ def _baseline_blocks(run: Path, analysis_data: AnalysisData, folder: Path) -> li
     return [
         Table(
             f"`{model}` (one seed) on all test images, compared with baselines that need no model and with the upper "
-            "bound set by the palette. Colourfulness after Hasler and Süsstrunk: 15 is slightly colourful, 33 "
-            "moderately colourful",
+            "bound set by the palette. On the colourfulness scale of Hasler and Süsstrunk, 15 is slightly colourful "
+            "and 33 is moderately colourful",
             ["", "loss", "accuracy (%)", "PSNR (dB)", "ΔE2000", "colourfulness"],
             rows,
         ),
@@ -304,8 +305,8 @@ def _baseline_blocks(run: Path, analysis_data: AnalysisData, folder: Path) -> li
             "{nearness} the ground truth than the greyscale images ({scores.grey.delta_e:.2f}). A lookup table that "
             "maps every grey value to its most frequent colour, without using neighbouring pixels, classifies "
             "{scores.grey value's colour.accuracy:.1%} of the pixels correctly; the model classifies "
-            "{scores.net.accuracy:.1%} correctly, which is {relation}. Even the true palette colour of every pixel has "
-            "a ΔE2000 of {scores.palette oracle.delta_e:.2f}.",
+            "{scores.net.accuracy:.1%} correctly, which is {relation}. If every pixel had its true palette colour, "
+            "ΔE2000 would still be {scores.palette oracle.delta_e:.2f}.",
             answer=verdict,
             nearness="closer to" if closer else "further from",
             relation="more" if more_accurate else "less",
@@ -313,7 +314,7 @@ def _baseline_blocks(run: Path, analysis_data: AnalysisData, folder: Path) -> li
         ),
         Figure(
             path,
-            f"Confusion matrix of `{model}` (one seed): predicted colours of the pixels of each true colour. Every row "
-            "adds up to one; correct predictions are on the diagonal.",
+            f"Confusion matrix of `{model}` (one seed): each row shows the predicted colours of the pixels with one "
+            "true colour and adds up to 1. Correct predictions are on the diagonal.",
         ),
     ]

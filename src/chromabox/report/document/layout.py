@@ -82,9 +82,9 @@ LaidOut = dict[str, Any]
 
 
 def layout_document(document: Document) -> LaidOut:
-    """Return ``title``, ``abstract``, ``sections``, ``references``, ``metadata`` and ``figures``.
+    """Return plain data: ``title``, ``abstract``, ``sections``, ``references``, ``metadata`` and ``figures``.
 
-    ``figures`` is a list of all figures in their order in the document.
+    ``figures`` is a list of all figures in document order.
     """
     counters = {Table: itertools.count(1), Figure: itertools.count(1)}
     figures = [block for _, block in document.blocks() if isinstance(block, Figure)]
@@ -178,7 +178,7 @@ def to_latex(expression: Expr) -> str:
 
 
 def render_formula(expression: Expr) -> LaidOut:
-    """Typeset "= ``expression``" with matplotlib's mathtext.
+    """Typeset an equals sign, followed by ``expression``, with matplotlib's mathtext.
 
     The result has the keys ``svg``, ``alt``, ``width`` and ``depth``. ``svg`` is an image in the colour of the
     surrounding text. ``alt`` is the formula as plain text, which is also the label of the image for screen readers.

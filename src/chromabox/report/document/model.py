@@ -80,7 +80,7 @@ class Text:
         fields = list(Formatter().parse(template))
         names = {path.split(".")[0] for _, path, *_ in fields if path is not None}
         if names != values.keys():
-            raise ValueError(f"the template uses {sorted(names)}, but the values are {sorted(values)}")
+            raise ValueError(f"the template uses {sorted(names)}, but values were given for {sorted(values)}")
         self.pieces, self.numbers, words = [], {}, ""
         for literal, path, spec, _ in fields:
             words += literal
@@ -94,7 +94,7 @@ class Text:
                 continue
             number = value if isinstance(value, Number) else source.number(*keys, spec=spec or Number.spec)
             if self.numbers.setdefault(path, number).spec != number.spec:
-                raise ValueError(f"{path} has two formats")
+                raise ValueError(f"{path} is used with two formats; expected the same format everywhere")
             self.pieces.append((words, number))
             words = " %" if spec and spec.endswith("%") else ""
         self.pieces.append((words, None))
@@ -171,12 +171,12 @@ class Document:
     """Provenance: versions, machine, date."""
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
-        """Yield the key of the section (empty in the abstract) and the block, for every block."""
+        """Yield every block, preceded by the key of its section (empty in the abstract)."""
         yield from (("", block) for block in self.abstract)
         yield from ((section.key, block) for section in self.sections for block in section.blocks)
 
     def numbers(self) -> Iterator[tuple[str, str, Number]]:
-        """Yield the key of the section (empty in the abstract), the name and the number, for every number."""
+        """Yield every number, preceded by the key of its section (empty in the abstract) and its name."""
         for key, block in self.blocks():
             if isinstance(block, Text):
                 yield from ((key, name, number) for name, number in block.numbers.items())

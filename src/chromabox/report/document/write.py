@@ -49,7 +49,7 @@ MAX_PAGE_BYTES = 5_000_000
 def write_html(document: Document, path: Path) -> Path:
     """Write the page, which contains all images, and return the path.
 
-    Issue a warning if the page has more than :data:`MAX_PAGE_BYTES` bytes. Raise ChromaboxError if a figure is not a
+    Issue a warning if the page is larger than :data:`MAX_PAGE_BYTES`. Raise ChromaboxError if a figure is not a
     PNG file, and OSError if the page cannot be written.
     """
     layout = layout_document(document)
@@ -72,12 +72,14 @@ def write_html(document: Document, path: Path) -> Path:
     with atomic_write(path) as temp_path:
         temp_path.write_text(page, encoding="utf-8")
     if (size := path.stat().st_size) > MAX_PAGE_BYTES:
-        warnings.warn(f"{path}: the page has {size / 1e6:.1f} MB; use figures with fewer pixels", stacklevel=2)
+        warnings.warn(
+            f"{path}: the size of the page is {size / 1e6:.1f} MB; use figures with fewer pixels", stacklevel=2
+        )
     return path
 
 
 def _read_png(figure: Figure) -> tuple[bytes, tuple[int, int]]:
-    """Return the content of the file, and the width and height in pixels. Raise ChromaboxError if it is not PNG."""
+    """Return the content, width and height (pixels) of a PNG file. Raise ChromaboxError if the file is not valid."""
     try:
         content = figure.path.read_bytes()
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
@@ -85,13 +87,13 @@ def _read_png(figure: Figure) -> tuple[bytes, tuple[int, int]]:
             return content, image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         problem = "not a complete PNG file; create the figure again"
-        if isinstance(error, OSError) and error.strerror:  # Errors of Pillow have none.
+        if isinstance(error, OSError) and error.strerror:  # Pillow's own errors have no ``strerror``.
             problem = f"the figure cannot be read ({error.strerror.lower()})"
         raise ChromaboxError(f"{figure.path}: {problem}") from error
 
 
 def _cell_width_class(cell: list[Inline]) -> str:
-    """Return the CSS class of a table cell: ``short`` cells are not wrapped, and ``long`` words can be broken."""
+    """Return the CSS class of a table cell: ``short`` cells are not wrapped, and words in ``long`` cells can break."""
     text = to_text(cell)
     if len(text) <= 24:
         return "short"
@@ -101,9 +103,9 @@ def _cell_width_class(cell: list[Inline]) -> str:
 def write_numbers_json(document: Document, path: Path) -> Path:
     """Write a JSON file with the keys ``title``, ``about``, ``numbers`` and ``missing``, and return the path.
 
-    A number has ``section`` (the key of the section, empty in the abstract), ``name``, ``value``, ``printed``,
-    ``source`` and ``spread`` (the standard deviation). A value that is not finite is null, because JSON cannot
-    represent it; ``printed`` shows it. Raise OSError if the file cannot be written.
+    Each number has the keys ``section`` (the key of its section, empty in the abstract), ``name``, ``value``,
+    ``printed``, ``source`` and ``spread`` (the standard deviation). A value that is not finite is null, because JSON
+    cannot represent it; ``printed`` shows it. Raise OSError if the file cannot be written.
     """
     numbers = [
         {"section": key, "name": name, "value": number.value, "printed": str(number)}

@@ -128,7 +128,7 @@ BAD_USAGE = [
     ("score nowhere PHOTOS", "nowhere"),
     ("colour GREY", "output"),
     ("colour nowhere.png -o out", "nowhere.png"),
-    ("colour GREY -o GREY", "is the input"),
+    ("colour GREY -o GREY", "is the same file as the input"),
     ("colour GREY GREY -o out", "have the same output"),
     ("colour GREY -o out.gif", "out.gif"),
     ("palette fit PHOTOS -k 1 -o out.json", "colours is 1"),
@@ -136,7 +136,7 @@ BAD_USAGE = [
     ("palette show horse24 -o out.xyz", "out.xyz"),
     ("data imagenet", "imagenet"),
     ("data synth -o out", "'folder'"),
-    ("count code.py", "code.py: is code; expected a model, a run folder or a checkpoint"),
+    ("count code.py", "code.py: is source code; expected a model, a run folder or a checkpoint"),
 ]
 
 

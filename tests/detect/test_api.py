@@ -94,8 +94,8 @@ def test_classes_accepts_a_single_name(options: dict[str, Any]) -> None:
         (np.zeros((4, 4, 2), np.uint8), "image has shape 4 × 4 × 2"),
         (np.zeros((0, 4, 3), np.uint8), "image has shape 0 × 4 × 3"),
         (np.zeros((4, 4, 3), np.int64), "image has dtype int64"),
-        (np.full((4, 4, 3), 2.0), "image has values 2 to 2"),
-        (np.full((4, 4, 3), np.nan), "image has values NaN"),
+        (np.full((4, 4, 3), 2.0), "image has values from 2 to 2"),
+        (np.full((4, 4, 3), np.nan), "image has values that include NaN"),
     ],
 )
 def test_unsupported_image_is_rejected(image: object, message: str, options: dict[str, Any]) -> None:

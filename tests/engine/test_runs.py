@@ -89,7 +89,7 @@ def test_resumed_run_keeps_its_settings_except_epochs_and_runtime(tmp_path: Path
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_fewer_epochs_than_done_are_rejected(epochs: int, tmp_path: Path) -> None:
     run = start_run(tmp_path, make_config(), epochs_done=2)
-    with pytest.raises(UsageError, match=f"--epochs is {epochs}, but .* has started 2 epochs already"):
+    with pytest.raises(UsageError, match=f"--epochs is {epochs}, but the number of epochs already started in .* is 2"):
         run.resume_config(Config, RuntimeOptions(), epochs=epochs)
 
 

@@ -290,7 +290,7 @@ def inside_a_file(folder: Path) -> Path:
 
 
 INVALID_OUTPUTS = {
-    "file in place of the folder": (inside_a_file, ChromaboxError, " cannot be written as PNG: its folder is a file"),
+    "file in place of the folder": (inside_a_file, ChromaboxError, " cannot be written as PNG: its parent is a file"),
     "folder": (sub_folder, ChromaboxError, " cannot be written as PNG: Is a directory"),
     "too long name": (lambda folder: folder / ("a" * 300 + ".png"), ChromaboxError, " cannot be written as PNG"),
     "unknown suffix": (lambda folder: folder / "a.xcf", UsageError, ": images cannot be written with this suffix"),
@@ -317,7 +317,7 @@ def test_output_that_is_the_input_is_rejected(tmp_path: Path, name: str) -> None
     (tmp_path / "soft.png").symlink_to(tmp_path / "a.png")
     os.link(tmp_path / "a.png", tmp_path / "hard.png")
     (tmp_path / "deep").mkdir()
-    with pytest.raises(UsageError, match=r"is the input .*: use another output"):
+    with pytest.raises(UsageError, match=r"is the same file as the input .*: use a different output path"):
         check_not_input([tmp_path / "a.png"], tmp_path / name)
 
 

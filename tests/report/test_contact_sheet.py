@@ -124,7 +124,7 @@ def test_invalid_arguments_are_rejected(tmp_path: Path) -> None:
         draw_contact_sheets(pairs, tmp_path / "sheet.gif")
     for path in pairs[0]:
         before = path.read_bytes()
-        with pytest.raises(UsageError, match="is the input"):
+        with pytest.raises(UsageError, match="is the same file as the input"):
             draw_contact_sheets(pairs, path)
         assert path.read_bytes() == before
     (tmp_path / "file").write_text("in the way")

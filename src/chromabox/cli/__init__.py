@@ -21,7 +21,7 @@ class Command(NamedTuple):
     summary: str
 
 
-#: The commands in the groups of the help.
+#: The commands, grouped as in the help.
 GROUPS: Mapping[str, Mapping[str, Command]] = {
     "Use": {
         "colour": Command("colour", "Colourise images, folders of images and videos."),
@@ -62,7 +62,7 @@ _OLD_OPTIONS = {
     "--test": "--sanity-check", "--no-test": "--no-sanity-check", "--time": "--timeout", "--memory": "--memory-limit",
     "--others": "--count-activations", "--no-others": "--no-count-activations",
 }
-# The keys are pairs of an option, or a command with subcommands, and an earlier value.
+# A key is a pair of an option, or of a command with subcommands, and an earlier value.
 _OLD_VALUES = {
     ("--compile", "yes"): "on", ("--compile", "no"): "off", ("--format", "pictures"): "images",
     ("--channels-last", "yes"): "on", ("--channels-last", "no"): "off", ("data", "collage"): "synth",

@@ -39,7 +39,7 @@ def report(
     if not runs and not run_all:
         raise UsageError("no run given: expected run folders, or --all for the complete assignment")
     if quick and (runs or not run_all):
-        raise UsageError("--quick: expected --all and no runs")
+        raise UsageError("--quick: requires --all without run folders")
     from chromabox.assignment.run import COURSE, QUICK, run_assignment
     from chromabox.assignment.write_up import write_report
     from chromabox.experiments.compare import print_comparison
@@ -151,7 +151,10 @@ def count(
         num_in_channels: NIC, the number of input channels.
     """
     if Path(model).suffix in (".py", ".ipynb"):
-        raise UsageError(f"{model}: is code; expected a model, a run folder or a checkpoint, or use chromabox check")
+        raise UsageError(
+            f"{model}: is source code; expected a model, a run folder or a checkpoint; "
+            "to check code, use chromabox check"
+        )
     from chromabox.assignment.count import CountOptions
     from chromabox.assignment.count_tables import count_by_name, print_counts
 

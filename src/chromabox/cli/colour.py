@@ -98,12 +98,12 @@ def colour(
     pairs = map_outputs(inputs, output, match=folder.match, recursive=folder.recursive)
     if options.hints is not None and len(pairs) > 1:
         raise UsageError(f"--hints: {options.hints} belongs to one image, but {len(pairs)} images were given")
-    if explain:  # Imported only on demand, because matplotlib takes long to import.
+    if explain:  # Imported only if needed, because importing matplotlib is slow.
         from chromabox.report.explain import write_explanation
     network = open_model(model)
     work = make_file_coloriser(network, options, on_result=write_explanation if explain else None)
     manifest = None if pairs[0][1] == output or folder.overwrite else output / MANIFEST_NAME
-    # The digests of the model and of files are needed only for the manifest.
+    # The digests of the model and the files are needed only for the manifest.
     settings = {} if manifest is None else cache_key(network, vars(colours))
     results = []
     batch = colourise_batch(pairs, work, settings=settings, workers=folder.workers, manifest_path=manifest)

@@ -134,7 +134,10 @@ def palette(
         name = args.output.stem
         fitted, distance = fit_palette_to_images(args.images, args.colours, seed=args.seed, name=name)
         save_palette(args.output, fitted)
-        log.info(f"{len(fitted)} colours; mean distance from a pixel to its palette colour: {distance:.4f} (RGB/256)")
+        log.info(
+            f"{len(fitted)} colours; mean distance from a pixel to its palette colour: {distance:.4f} "
+            "(RGB values divided by 256)"
+        )
     log.info(args.output)
     return 0
 

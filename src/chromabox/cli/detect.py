@@ -55,7 +55,7 @@ def detect(
     threads = 1 if len(plan.images) > 1 and not plan.videos else None
     detector = open_detector(weights, size=size, threads=threads, device=device)
     options = InferenceOptions.for_detector(detector, confidence, iou, classes or None, size)
-    log.info(f"{weights} at {options.size} pixels")
+    log.info(f"weights: {weights}, network input: {options.size} pixels")
     summary = run_detection(plan, detector, options, workers=workers)
     log.info(f"{summary}\n{output}")
     for reason in summary.errors:

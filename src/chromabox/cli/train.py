@@ -109,7 +109,8 @@ def train(args: TrainArgs) -> int:
     folder = args.resume or args.output or Path("runs") / f"{args.model}-{args.recipe}-seed{args.seed}"
     run = RunDir(folder)
     with init_distributed() as dist_info:
-        # Of several processes, only the main process can check this, because it creates the run.
+        # Only the main process checks this, because another process could already find the run that the main process
+        # creates.
         if args.resume is None and dist_info.is_main:
             run.require_new()
         is_photo = args.model == "photo" or (args.resume is not None and run.model_name() == "photo")
@@ -120,9 +121,9 @@ def train(args: TrainArgs) -> int:
                 plot_run(folder)
         if dist_info.is_main:
             try:
-                log.info(f"for chromabox colour --model: {open_model(folder).path}")
+                log.info(f"model (for chromabox colour --model): {open_model(folder).path}")
             except ChromaboxError as error:
-                log.warning(f"no best.onnx: {error}")
+                log.warning(f"no best.onnx was written: {error}")
         log.info(f"run: {folder}\ncurves: {folder / 'curves.png'}\nsamples: {folder / 'sheets'}")
     return 0
 
@@ -281,7 +282,10 @@ def evaluate(
         side = int(model.metadata.get("size", 192))
         for metric, value in validate_photo(model.network, model.bins, val, side).items():
             log.info(f"{metric}: {value:.4f}")
-        log.info(f"{len(val)} images at {side} pixels; for whole images use chromabox colour and chromabox score")
+        log.info(
+            f"validation images: {len(val)}, at {side} pixels; "
+            "to evaluate whole images, use chromabox colour and chromabox score"
+        )
         return 0
     spec = data or model.metadata.get("data")
     if spec is None:

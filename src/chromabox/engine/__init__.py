@@ -1,1 +1,1 @@
-"""Training for any model: trainer, checkpoints, distribution, autotuning, logging."""
+"""Training of any model: training loop, checkpoints, distributed training, autotuning and logging."""

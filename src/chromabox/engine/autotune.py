@@ -2,7 +2,7 @@
 
 The fastest configuration depends on the processor (bfloat16 is fast only with hardware support), on the model and on
 the length of the run (compilation is too slow for short runs). The configuration is selected by a benchmark of one or
-two seconds on a copy of the model. Any setting can also be fixed. The result is printed and stored in the run's
+two seconds on a copy of the model. The user can also fix any setting. The result is printed and stored in the run's
 configuration, which is reused when the run is resumed.
 """
 
@@ -26,7 +26,8 @@ MIN_STEPS_TO_BENCHMARK = 50
 #: Minimum predicted duration of the run, in seconds, for which compilation is tried. On two cores, the compiler takes
 #: 10 to 30 s and saves about a quarter of the time.
 MIN_SECONDS_TO_COMPILE = 180.0
-#: A setting is changed only if the time of a step falls below this fraction, because measurements vary by about 5 %.
+#: A setting is changed only if a step then takes less than this fraction of its previous time, because measurements
+#: vary by about 5 %.
 MIN_SPEEDUP = 0.95
 
 
@@ -41,7 +42,7 @@ class RuntimeConfig:
     threads: int = 1
 
     def with_overrides(self, options: RuntimeOptions) -> "RuntimeConfig":
-        """Return a copy with the values of all options that are not auto."""
+        """Return a copy in which the options that are not ``auto`` override the settings."""
         return RuntimeConfig(
             device=self.device if options.device == "auto" else resolve_device(options),
             precision=self.precision if options.precision == "auto" else options.precision,
@@ -55,7 +56,7 @@ class RuntimeConfig:
         return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def prepare(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        """Move ``model`` to the device and memory layout in place, and set PyTorch's number of threads.
+        """Move ``model`` to the device and convert its memory layout, both in place. Set PyTorch's number of threads.
 
         Return the model, or the compiled model if ``compile`` is set.
         """
@@ -73,7 +74,7 @@ class RuntimeConfig:
 
 
 def has_fast_bfloat16(device: str | torch.device) -> bool:
-    """Return whether PyTorch's bfloat16 matmul is fast on the device: a GPU, or a CPU with AVX-512."""
+    """Return whether PyTorch's bfloat16 matmul is fast on the device: true for GPUs and for CPUs with AVX-512."""
     return torch.device(device).type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -101,9 +102,10 @@ def autotune(
     """Select the fastest configuration by timing training steps on copies of ``model``.
 
     Args:
-        options: options that are not auto are kept.
+        options: runtime options. Options that are not ``auto`` are kept.
         model: the model to be trained. It is not modified.
-        compute_loss: function that runs a forward pass of a model on one batch of the data and returns the scalar loss.
+        compute_loss: function that takes the forward function of a model, applies it to one batch of the data and
+            returns the scalar loss.
         total_steps: number of steps of the run, which determines whether the benchmark and compilation can save time.
     """
     fixed = RuntimeConfig(device=resolve_device(options), threads=torch.get_num_threads()).with_overrides(options)
@@ -117,7 +119,8 @@ def autotune(
     best = replace(fixed, compile=False)
     if total_steps >= MIN_STEPS_TO_BENCHMARK and (changes or options.compile == "auto"):
         seconds = {best: _time_step(best, model, compute_loss)}
-        # Rejected changes are tried again after the others: channels-last, for example, may be faster only in bfloat16.
+        # Rejected changes are tried again after the others, because some are faster only together: channels-last, for
+        # example, may be faster only with bfloat16.
         for change in (*changes, *changes):
             candidate = replace(best, **change)
             if candidate not in seconds:
@@ -139,7 +142,7 @@ def _time_step(
     model: nn.Module,
     compute_loss: Callable[[Callable[[Tensor], Tensor]], Tensor],
 ) -> float:
-    """Return the shortest time in seconds of three forward and backward passes after a warm-up pass."""
+    """Return the time in seconds of the fastest of three forward and backward passes, after a warm-up pass."""
     model_copy = copy.deepcopy(model).train()
     forward = runtime.prepare(model_copy)
     durations = []
@@ -157,7 +160,7 @@ def _time_step(
 
 @contextmanager
 def num_threads(count: int) -> Iterator[None]:
-    """Set the number of PyTorch threads within the context, including for threads started there."""
+    """Set the number of PyTorch threads within the context, also for Python threads that are started there."""
     previous = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -168,7 +171,7 @@ def num_threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def wrap_compile_errors(runtime: RuntimeConfig) -> Iterator[None]:
-    """Raise ChromaboxError with a short message if torch.compile fails. Do nothing in eager mode."""
+    """Raise ChromaboxError with a short message if ``torch.compile`` fails. Do nothing in eager mode."""
     if not runtime.compile:
         yield
         return

@@ -1,8 +1,9 @@
 """Checkpoints as single safetensors files, written atomically.
 
-A checkpoint contains the tensors of a nested state, and all other values as JSON in the header. It is a single file,
-because a crash could leave two files inconsistent. A ``.json`` file in the same folder is a readable copy of the
-metadata. Checkpoints contain no pickled objects, and loading an untrusted checkpoint does not run code.
+A checkpoint contains the tensors of a nested state and, as JSON in the header, all other values of the state. A single
+file is used, because a crash while two files are written could leave them inconsistent. A ``.json`` file in the same
+folder is a readable copy of the metadata. Checkpoints contain no pickled objects, so that loading an untrusted
+checkpoint does not run code.
 """
 
 import json
@@ -22,7 +23,7 @@ CHECKPOINT_FORMAT = "chromabox-1"
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as indented JSON, atomically."""
+    """Write ``value`` atomically as indented JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(path) as temp_path:
         temp_path.write_text(text, encoding="utf-8")
@@ -31,7 +32,8 @@ def write_json(path: Path, value: object) -> None:
 def save_checkpoint(path: Path, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     """Save a nested state of tensors, numbers, strings, lists and dictionaries.
 
-    ``path`` ends in ``.safetensors``. ``metadata`` (JSON values) is stored in the header and in a ``.json`` file.
+    ``path`` ends in ``.safetensors``. ``metadata`` (JSON values) is stored in the header and in a ``.json`` file
+    with the same name.
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _flatten_state(state, "", tensors)
@@ -81,7 +83,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _flatten_state(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
-    """Add every tensor in ``value`` to ``tensors`` under a dotted name; return ``value`` with names for tensors."""
+    """Add the tensors in ``value`` to ``tensors`` under dotted names.
+
+    Return ``value`` with its tensors replaced by their names.
+    """
     if isinstance(value, Tensor):
         # Duplicate names are possible (``{"a.b": …, "a": {"b": …}}``), and ``__metadata__`` is reserved by the format.
         while prefix in tensors or prefix == "__metadata__":
@@ -99,7 +104,7 @@ def _flatten_state(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unflatten_state(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Return the original value for a result of :func:`_flatten_state`. Tuples are returned as lists."""
+    """Return the original value from a result of :func:`_flatten_state`, with lists in place of tuples."""
     if isinstance(value, dict):
         if "tensor" in value:
             return tensors[value["tensor"]]

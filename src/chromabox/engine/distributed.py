@@ -73,7 +73,7 @@ def all_reduce_gradients(parameters: Sequence[nn.Parameter], dist_info: DistInfo
 
 
 def all_reduce_mean(values: Float[Tensor, " values"], dist_info: DistInfo) -> Float[Tensor, " values"]:
-    """Return the mean of the values over the processes, in every process."""
+    """Return, in every process, the elementwise mean of ``values`` over the processes."""
     if dist_info.world_size == 1:
         return values
     total = values.clone()
@@ -87,7 +87,7 @@ def all_reduce_any(flag: bool, dist_info: DistInfo) -> bool:
 
 
 def broadcast_object(value: T, dist_info: DistInfo) -> T:
-    """Return the value of the main process, in every process."""
+    """Return, in every process, the ``value`` of the main process."""
     if dist_info.world_size == 1:
         return value
     values: list[T] = [value]
@@ -96,7 +96,7 @@ def broadcast_object(value: T, dist_info: DistInfo) -> T:
 
 
 def barrier(dist_info: DistInfo) -> None:
-    """Wait for the main process. Afterwards, all files exist that the main process wrote before this call."""
+    """Wait until the main process also calls this function, so that all files it wrote earlier exist."""
     broadcast_object(None, dist_info)
 
 
@@ -104,7 +104,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the batches of all processes (Ioffe & Szegedy 2015).
 
     PyTorch's ``SyncBatchNorm`` requires a GPU. This class uses differentiable all-reduce operations and also supports
-    the gloo backend. In evaluation mode, its output is equal to that of ``nn.BatchNorm2d``.
+    the gloo backend. In evaluation mode, the output is equal to that of ``nn.BatchNorm2d``.
     """
 
     def forward(self, input: Float[Tensor, "batch channels height width"]) -> Tensor:
@@ -119,7 +119,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         centred = values - mean[:, None, None]
         variance = differentiable.all_reduce(centred.square().sum((0, 2, 3))) / count
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            # As in nn.BatchNorm2d: the variance is unbiased, and without momentum the average is cumulative.
+            # As in ``nn.BatchNorm2d``, the running variance is unbiased, and without momentum, averages are cumulative.
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
@@ -133,7 +133,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def convert_sync_batchnorm(model: nn.Module, dist_info: DistInfo) -> None:
-    """Replace every ``nn.BatchNorm2d`` in ``model`` in place by ``SyncBatchNorm2d`` with the same parameter objects."""
+    """Replace every ``nn.BatchNorm2d`` in ``model`` with a ``SyncBatchNorm2d`` that has the same parameter objects."""
     if dist_info.world_size == 1:
         return
     for module in list(model.modules()):

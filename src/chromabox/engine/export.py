@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: The oldest opset that PyTorch's exporter writes without conversion. All runtimes since 2023 support this opset.
 OPSET = 18
-#: Maximum difference between the outputs of the exported file and the PyTorch model, both in float32.
+#: Maximum allowed difference between the outputs of the exported file and the PyTorch model, both in float32.
 MAX_DIFFERENCE = 1e-4
 
 
@@ -27,7 +27,7 @@ class ExportReport(Protocol):
 
     @property
     def max_difference(self) -> float:
-        """The maximum absolute difference between the outputs."""
+        """The largest difference between the outputs, which must not exceed ``MAX_DIFFERENCE``."""
 
 
 ReportT = TypeVar("ReportT", bound=ExportReport)
@@ -43,19 +43,19 @@ def to_onnx(
     opset: int = OPSET,
     optimize: bool = True,
 ) -> "ModelProto":
-    """Export a model with one input, using PyTorch's exporter.
+    """Export a model with one input to ONNX, using PyTorch's exporter.
 
     Args:
         model: the model, in evaluation mode and on the CPU.
         example_input: an input of the model. Its dimensions of size 1 are treated as fixed.
-        dynamic_dims: the dynamic dimensions of the input, as ``torch.export.Dim``.
+        dynamic_dims: a ``torch.export.Dim`` for the index of every dynamic dimension of the input.
         input_names, output_names: names of the input and the outputs in the file.
         opset: ONNX opset version.
         optimize: whether the exporter simplifies the graph, for example by folding BatchNorm into convolutions.
 
     Raise UsageError if a library is missing, and ChromaboxError if PyTorch cannot export the model.
     """
-    # PyTorch logs that torchvision is missing, which is not required, and warns about its own deprecations.
+    # Suppress PyTorch's deprecation warnings and its message that the optional torchvision is missing.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -93,7 +93,7 @@ def save_verified(
     """Write a model with its metadata to ``path``, and return the result of ``compare``, which runs the written file.
 
     Missing folders are created. Raise ChromaboxError if the outputs differ by more than ``MAX_DIFFERENCE`` or the file
-    cannot be written. In that case, an existing file is left unchanged.
+    cannot be written. In either case, an existing file is left unchanged.
     """
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)

@@ -18,10 +18,10 @@ EpochRecord = dict[str, int | float]
 
 
 class MetricsLogger:
-    """Logger of a run's metrics to ``metrics.jsonl`` (one line per epoch), ``metrics.csv`` and TensorBoard events.
+    """Writer of a run's metrics to ``metrics.jsonl`` (one line per epoch), ``metrics.csv`` and TensorBoard events.
 
-    A missing folder is created. On resuming, records of epochs after ``epochs_done`` are deleted. Otherwise, an epoch
-    would be recorded twice if the run crashed after writing the record and before saving the checkpoint of that epoch.
+    A missing folder is created. When a run is resumed, records of epochs after ``epochs_done`` are deleted. Otherwise,
+    an epoch would be recorded twice if the run crashed after writing its record and before saving its checkpoint.
     """
 
     def __init__(self, folder: Path, epochs_done: int = 0) -> None:
@@ -35,13 +35,13 @@ class MetricsLogger:
         self._writer: SummaryWriter | None = None
 
     def log(self, record: EpochRecord) -> None:
-        """Log one epoch. All values must be finite, and the first epoch is 1."""
+        """Log the metrics of one epoch. All values must be finite. Epochs are counted from 1."""
         self.records.append(record)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self._write_csv()
         if self._writer is None:
-            # This slow import is postponed, because a run can end before its first epoch.
+            # This slow import is postponed, because a run can end before its first epoch is complete.
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=int(record["epoch"]))
@@ -79,7 +79,7 @@ class ProgressCallback(Protocol):
     """Callback for the progress of a loop."""
 
     def __call__(self, steps: int = 1, **values: int | float) -> None:
-        """Advance by ``steps`` and show ``values`` next to the bar."""
+        """Advance the bar by ``steps`` and show ``values`` next to it."""
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def progress_bar(
 
 
 def format_metrics(values: Mapping[str, int | float]) -> str:
-    """Format metrics as one line: ``epoch 3, train_loss 1.235``."""
+    """Return metrics as one line of text, for example ``epoch 3, train_loss 1.235``."""
     return ", ".join(
         f"{name} {int(value)}" if float(value).is_integer() else f"{name} {value:.4g}" for name, value in values.items()
     )

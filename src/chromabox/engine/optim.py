@@ -1,9 +1,9 @@
 """Optimizers and learning rates of a recipe, and Muon for convolution kernels.
 
 Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") approximately orthogonalises the
-momentum update by a Newton–Schulz iteration. PyTorch's ``torch.optim.Muon`` accepts matrices only. Here, a convolution
-kernel is flattened to a matrix [out, in·height·width]. The steps are equal to those of ``torch.optim.Muon`` for such
-matrices. On a CPU without hardware support for bfloat16, the iteration is computed in float32, because PyTorch's
+momentum update by a Newton–Schulz iteration. PyTorch's ``torch.optim.Muon`` accepts matrices only. This module flattens
+every convolution kernel to a matrix [out, in·height·width]. The steps are equal to those of ``torch.optim.Muon`` for
+this matrix. On a CPU without hardware support for bfloat16, the iteration is computed in float32, because PyTorch's
 bfloat16 matmul is 25 to 60 times slower on these CPUs.
 """
 
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from chromabox.engine.autotune import has_fast_bfloat16
 from chromabox.engine.optim_config import OptimConfig, lr_factor
 
-#: Step → the settings (``lr`` …) of each parameter group of each optimizer.
+#: Function of the step that returns, for every optimizer, the settings (such as ``lr``) of its parameter groups.
 LrSchedule = Callable[[int], Sequence[Sequence[Mapping[str, float]]]]
 
-#: Coefficients of the quintic polynomial, as published.
+#: Published coefficients of the quintic polynomial in the Newton–Schulz iteration.
 _NS_A, _NS_B, _NS_C = 3.4445, -4.775, 2.0315
 _NS_STEPS = 5
 #: Number of rows of a symmetric product that are computed at a time.
@@ -48,7 +48,7 @@ def build_muon(
 def lr_schedule(config: OptimConfig, optimizers: Sequence[torch.optim.Optimizer], total_steps: int) -> LrSchedule:
     """Return the learning rate of every parameter group as a function of the step.
 
-    The optimizers' current learning rates are the peak learning rates.
+    The current learning rates of the optimizers are used as the peak learning rates.
     """
     peak_lrs = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
 
@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
 
     The optimizer uses Nesterov momentum and decoupled weight decay. For matrices with more rows than columns, the step
     is scaled by sqrt(rows / columns). The result does not depend on the memory layout of a kernel. The model may be
-    moved to a device before the first step. Raise ValueError for a parameter that does not have four dimensions.
+    moved to another device until the first step. Raise ValueError for a parameter that does not have four dimensions.
     """
 
     def __init__(
@@ -108,9 +108,9 @@ def newton_schulz(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows 
 
 
 def _symmetric_product(left: Tensor, right: Tensor, *, is_polynomial: bool = False) -> Float[Tensor, "rows rows"]:
-    """Return the symmetric matrix ``left @ right``, or ``_NS_B * left + _NS_C * left @ right`` if it is a polynomial.
+    """Return the symmetric ``left @ right`` or, with ``is_polynomial``, ``_NS_B * left + _NS_C * left @ right``.
 
-    Blocks of rows are computed from the diagonal to the last column. The part below the diagonal is then copied.
+    Blocks of rows are computed from the diagonal to the last column and then copied to the part below the diagonal.
     """
     size = len(left)
     result = left.new_empty(size, size)

@@ -13,22 +13,26 @@ class OptimConfig:
     optimizer: Literal["adam", "sgd", "muon"]
     """sgd: SGD with Nesterov momentum; muon: Muon for convolution kernels and AdamW for all other parameters."""
     lr: float
-    """Peak learning rate of the convolution kernels, and with adam also of all other parameters."""
+    """Peak learning rate of the convolution kernels. With ``adam``, it is also used for all other parameters."""
     adamw_lr: float = 0.0
-    """Peak learning rate of all other parameters with sgd and muon."""
+    """With ``sgd`` and ``muon``: peak learning rate of all other parameters."""
     weight_decay: float = 0.0
-    """Weight decay of the convolution kernels. With muon, the weight decay is decoupled."""
+    """Weight decay of the convolution kernels. With ``muon``, the weight decay is decoupled."""
     momentum: float = 0.95
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """linear: linear increase to the peak, then linear decrease to 0; cosine: the schedule of the course's detector."""
     warmup_fraction: float = 0.0
     """Fraction of the run in which the linear schedule increases the learning rate."""
     ema_fraction: float = 0.0
-    """Time constant of the exponential moving average of the weights, as a fraction of the run. 0 disables it."""
+    """Time constant of the exponential moving average of the weights, as a fraction of the run. 0 disables
+    averaging."""
 
 
 def lr_factor(config: OptimConfig, progress: float) -> float:
-    """Return the factor for the peak learning rate. ``progress`` in [0, 1) is the completed fraction of the run."""
+    """Return the factor to apply to the peak learning rate.
+
+    ``progress`` in [0, 1) is the completed fraction of the run.
+    """
     if config.schedule == "constant":
         return 1.0
     warmup = config.warmup_fraction

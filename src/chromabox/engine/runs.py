@@ -21,7 +21,7 @@ from chromabox.errors import ChromaboxError, UsageError
 
 log = logging.getLogger(__name__)
 
-#: Format of ``config.json``. Format 1 had no format number and other field names. It can still be read.
+#: Format of ``config.json``. Files of format 1, with other field names and no format number, can still be read.
 CONFIG_FORMAT = 2
 
 #: The fields of format 1 that have been renamed, with their current names.
@@ -37,7 +37,7 @@ nominal_batch:nominal_batch_size average_decay:ema_decay average_ramp:ema_warmup
 surest_new:new_class_prior class_weight:class_pos_weight objectness_weight:objectness_pos_weight compiled:compile
 """
 _FORMAT_1_NAMES = dict(pair.split(":") for pair in _FORMAT_1_RENAMED.split())
-#: Command-line options whose fields in the configuration have other names.
+#: Names of the fields in the configuration, for command-line options with different names.
 _OPTION_FIELDS = {"recipe": "recipe_name", "learning_rate": "lr", "cached_views": "num_cached_views"}
 _OPTION_FIELDS |= {"cache_memory": "cache_memory_gb"}
 
@@ -52,9 +52,10 @@ class RunConfig:
     seed: int = 0
     size: int
     patience: int | None = None
-    """Epochs without improvement after which training stops."""
+    """Number of epochs without improvement after which training stops."""
     max_steps: int | None = None
-    """Optimizer steps of the whole run, instead of the recipe's epochs. The last epoch can be shortened."""
+    """Number of optimizer steps of the whole run, which replaces the number of epochs in the recipe. The last epoch can
+    be shortened."""
     runtime: RuntimeConfig | None = None
     """Device, precision, compilation, memory layout and threads. None until training has chosen them."""
 
@@ -75,7 +76,7 @@ class RunDir:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has been trained to its end."""
+        """Whether training is complete and the summary has been written."""
         return (self.path / "summary.json").is_file()
 
     def require_new(self) -> None:
@@ -92,10 +93,10 @@ class RunDir:
         write_json(self.path / "config.json", values)
 
     def config_values(self) -> dict[str, Any]:
-        """Return the fields of the configuration by their current names.
+        """Return the fields of the configuration with their current names.
 
         Raise OSError if ``config.json`` cannot be read, and ValueError, KeyError, TypeError or AttributeError if its
-        content is not valid.
+        content is invalid.
         """
         values = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         values.pop("versions", None)
@@ -105,7 +106,7 @@ class RunDir:
         return dict(values)
 
     def model_name(self) -> str | None:
-        """Return the model of the run, or None if the configuration cannot be read."""
+        """Return the name of the run's model, or None if the configuration cannot be read."""
         try:
             return str(self.config_values()["model"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -147,19 +148,20 @@ class RunDir:
     def resume_config(self, kind: type[ConfigT], options: RuntimeOptions, epochs: int | None = None) -> ConfigT:
         """Return the configuration for resuming the run, with the given runtime options and number of epochs.
 
-        Raise UsageError if the run has no checkpoint or has started more epochs already, and ChromaboxError if the
-        checkpoint is truncated or corrupt.
+        Raise UsageError if the run has no checkpoint or has already started more than ``epochs`` epochs, and
+        ChromaboxError if the checkpoint is truncated or corrupt.
         """
         config = self.load_config(kind)
         if not self.is_started:
             raise UsageError(f"--resume {self.path}: the run stopped before its first checkpoint; start the run again")
         metadata = self.read_checkpoint_metadata()
         if epochs is not None:
-            # The checkpoint of a run that was interrupted within an epoch contains the number of batches.
+            # The checkpoint of a run that was interrupted within an epoch contains the number of completed batches.
             started = len(self.metrics()) + bool(metadata.get("batch"))
             if epochs < max(started, 1):
                 raise UsageError(
-                    f"--epochs is {epochs}, but {self.path} has started {started} epochs already; use a larger number"
+                    f"--epochs is {epochs}, but the number of epochs already started in {self.path} is {started}; "
+                    "use a larger number"
                 )
             config = replace(config, max_steps=None, recipe=replace(config.recipe, epochs=epochs))
         assert config.runtime is not None
@@ -223,7 +225,7 @@ def train_pending(configs: Mapping[Path, ConfigT], train: Callable[[ConfigT, Run
 
 
 def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the items of a nested dictionary, without the dictionaries."""
+    """Return a flat dictionary of the innermost items of a nested dictionary."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= _flatten(value) if isinstance(value, dict) else {name: value}
@@ -243,7 +245,7 @@ def package_versions() -> dict[str, str]:
 
 def peak_memory_bytes() -> int:
     """Return the peak resident memory of this process in bytes."""
-    # On Linux, ru_maxrss includes the memory of the parent at the time of the fork. VmHWM does not include it.
+    # On Linux, ``ru_maxrss`` includes the memory of the parent process at the time of the fork. ``VmHWM`` does not.
     status = Path("/proc/self/status")
     for line in status.read_text().splitlines() if status.is_file() else ():
         if line.startswith("VmHWM:"):

@@ -1,6 +1,6 @@
 """Execution of all training runs: selection of the runtime settings, training, and the files of the run folder.
 
-Each kind of run is a :class:`TrainingJob`, which provides the model, the task and the summary.
+Each kind of run is implemented as a :class:`TrainingJob`, which provides the model, the task and the summary.
 """
 
 import logging
@@ -39,13 +39,13 @@ class TrainingJob(Protocol):
 
     @property
     def num_steps(self) -> int:
-        """Number of batches of the whole run."""
+        """Number of batches in the whole run."""
 
     def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
-        """Return a function that computes the loss of a model for one batch, for measuring the time of a step."""
+        """Return a function that computes the loss of one batch on ``device``, to measure the time of a step."""
 
     def save_inputs(self, run: RunDir) -> None:
-        """Write the files that are read when the run is resumed, apart from the configuration."""
+        """Write the files, other than the configuration, that are read when the run is resumed."""
 
     def open_task(
         self, run: RunDir, runtime: RuntimeConfig
@@ -71,10 +71,10 @@ def run_training(
     """Train a job, write its files to the run folder, and return the contents of ``summary.json``.
 
     Args:
-        job: the job.
+        job: the training run to execute.
         run: the run folder, which is created if it does not exist.
-        options: runtime options, which are used if the job's configuration has no runtime settings. Those set to auto
-            are chosen by measuring training steps.
+        options: runtime options, which are used if the job's configuration has no runtime settings. Options
+            set to ``auto`` are chosen by timing training steps.
         dist_info: rank and number of processes; None for a single process.
         resume: whether to continue from the last checkpoint.
         callbacks: functions called in the main process after each epoch.

@@ -3,7 +3,7 @@
 A :class:`TrainTask` defines the model, its optimizers, the batches, the loss and the validation. A
 :class:`TrainSchedule` defines the length of training. The loop takes optimizer steps, averages weights, validates,
 logs and saves checkpoints. It does not depend on the contents of a batch. The task derives all randomness in a batch
-from ``(seed, epoch)``. A run that was stopped at any point, even by ``kill -9``, therefore resumes with the same
+from ``(seed, epoch)``. A run that is stopped at any point, even by ``kill -9``, and then resumed therefore has the same
 results as an uninterrupted run.
 """
 
@@ -54,13 +54,14 @@ class TrainSchedule:
     epochs: int
     batches_per_epoch: int
     accumulate: int = 1
-    """Batches per optimizer step (gradient accumulation)."""
+    """Number of batches per optimizer step (gradient accumulation)."""
     ema_decay: float = 0.0
     """Decay of the exponential moving average (EMA) of weights and BatchNorm statistics. 0 disables the EMA."""
     ema_warmup_steps: float = 0.0
-    """The decay is multiplied by 1 − e^(−step/warmup), which reduces the weight of early steps. 0 disables warm-up."""
+    """Time constant n of the EMA warm-up, in steps. The decay is multiplied by 1 − e^(−step/n), which reduces the
+    weight of early steps. 0 disables the warm-up."""
     monitor: str | None = None
-    """Metric (lower is better) that selects the best epoch. If None (no held-out data), the last epoch is the best."""
+    """Metric (lower is better) that selects the best epoch. Without held-out data, None selects the last epoch."""
     patience: int | None = None
     """Number of epochs without improvement in ``monitor`` after which training stops."""
     max_steps: int | None = None
@@ -91,7 +92,7 @@ def make_schedule(
     monitor: str | None = None,
     ema_warmup: bool = True,
 ) -> TrainSchedule:
-    """Return the schedule of a run. ``ema_warmup`` warms up the moving average in the first 2 % of the run."""
+    """Return the schedule of a run. With ``ema_warmup``, the time constant of the EMA warm-up is 2 % of the run."""
     schedule = TrainSchedule(
         epochs=config.recipe.epochs,
         batches_per_epoch=batches_per_epoch,
@@ -116,15 +117,16 @@ class TrainTask(Generic[BatchT]):
     model: nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
     batches: Callable[[int, int], Iterable[BatchT]]
-    """(epoch, number of batches to skip) → the remaining batches of the epoch. The batches are deterministic."""
+    """Function of the epoch and of the number of batches to skip that returns the remaining batches of the epoch. The
+    batches must be deterministic."""
     compute_loss: Callable[[Callable[[Tensor], Tensor], BatchT], dict[str, Tensor]]
-    """Scalars of one batch: ``loss``, which is minimised, and other values to log."""
+    """Function that returns scalars for one batch: ``loss``, which is minimised, and other values to log."""
     validate: Callable[[nn.Module], dict[str, float]]
-    """Metrics of a model in evaluation mode. The function is called in the main process only."""
+    """Function that returns the metrics of a model in evaluation mode. It is called in the main process only."""
     lr_schedule: LrSchedule
-    """Step → the settings (``lr`` …) of each parameter group of each optimizer."""
+    """Function of the step that returns, for every optimizer, the settings (such as ``lr``) of its parameter groups."""
     checkpoint_metadata: Callable[[], dict[str, Any]]
-    """Metadata of a checkpoint (JSON values)."""
+    """Function that returns the metadata of a checkpoint (JSON values)."""
 
 
 @dataclass
@@ -180,7 +182,7 @@ class _Trainer(Generic[BatchT]):
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is validated, saved as ``best.safetensors``, and returned: the averaged model if any."""
+        """The model to validate, to save as ``best.safetensors`` and to return: the averaged model if there is one."""
         return self.ema_model.module if self.ema_model is not None else self.task.model
 
     @property
@@ -230,7 +232,7 @@ class _Trainer(Generic[BatchT]):
             losses = self.task.compute_loss(self.prepared_model, batch)
         (losses["loss"] / min(schedule.accumulate, self.batches_this_epoch - first_batch)).backward()
         for name, value in losses.items():
-            # Sums are float64, because the mean of a resumed epoch must be the same to the last digit.
+            # The sums are float64, so that interrupting an epoch does not change its mean, even in the last digit.
             previous = self.metric_sums.get(name, torch.zeros((), dtype=torch.float64))
             self.metric_sums[name] = previous + value.detach().double()
         state.batch += 1
@@ -284,7 +286,7 @@ class _Trainer(Generic[BatchT]):
         barrier(self.dist_info)
 
     def check_finite(self, record: EpochRecord) -> None:
-        """Raise ChromaboxError if a value is not finite, before it is logged or saved."""
+        """Raise ChromaboxError if a value is not finite. Call this method before values are logged or saved."""
         for name, value in record.items():
             if not math.isfinite(value):
                 raise ChromaboxError(
@@ -298,8 +300,8 @@ class _Trainer(Generic[BatchT]):
         self.average_metric_sums()
         if self.dist_info.is_main:
             self.save_state({**self.task.checkpoint_metadata(), "epoch": state.epoch, "batch": state.batch})
-        # Every process waits for the file. A process that exits early could resume from an older file, or cause
-        # torchrun to kill the main process while it writes.
+        # Every process waits until the file is complete. A process that exits earlier could resume from an older file,
+        # or cause torchrun to kill the main process while the file is being written.
         barrier(self.dist_info)
         raise TrainingInterrupted(
             f"stopped in epoch {state.epoch + 1} after batch {state.batch}; "
@@ -328,7 +330,7 @@ class _Trainer(Generic[BatchT]):
             raise ChromaboxError(
                 f"{path}: contains a model but no training state; expected the last.safetensors of a training run"
             )
-        # Checkpoints of version 0.1.0 and earlier use "update" for "step".
+        # Checkpoints written by version 0.1.0 or earlier have the key "update" instead of "step".
         loop = rename_keys(resume["loop"], {"update": "step"})
         self.state = _TrainState(**{**loop, "best": math.inf if loop["best"] is None else loop["best"]})
         self.task.model.load_state_dict(resume["net"])

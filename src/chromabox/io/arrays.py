@@ -10,12 +10,12 @@ from chromabox.io.images import Pixels, from_float
 
 
 def to_pixels(image: Any) -> tuple[Pixels, np.ndarray | None]:
-    """Return the RGB pixels of an image and its alpha [height, width], or None for an image without alpha.
+    """Return the RGB pixels of an image, and its alpha [height, width] or None if the image has no alpha.
 
     Args:
         image: a Pillow image of any mode (mode I with values 0 to 65535, mode F with 0 to 1), or a NumPy array of
             uint8, uint16, or float in [0, 1] with the shape [height, width], [height, width, 1], [height, width, 3] or
-            [height, width, 4]. The last of four channels is alpha.
+            [height, width, 4]. The fourth channel, if any, is alpha.
 
     Floating-point pixels are returned as uint16. Alpha has the dtype of the image, or float32 for a floating-point
     image. Raise UsageError for any other image, and ChromaboxError for image data that cannot be decoded.
@@ -43,7 +43,7 @@ def to_pixels(image: Any) -> tuple[Pixels, np.ndarray | None]:
 
 
 def _decode(image: Image.Image) -> np.ndarray:
-    """Return RGB or RGBA values as uint8, or the grey values of modes I (as uint16) and F (as float)."""
+    """Return RGB or RGBA values as uint8, grey values of mode I as uint16, or grey values of mode F as float."""
     if not (image.width and image.height):
         raise UsageError(f"image has no pixels ({image.width} × {image.height}): expected at least 1 × 1")
     try:
@@ -67,5 +67,5 @@ def _check_range(values: np.ndarray, upper: int) -> None:
     """Raise UsageError if a value is NaN, below 0 or above ``upper``."""
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= upper):
-        value_range = "NaN" if np.isnan(low) else f"{low:g} to {high:g}"
+        value_range = "that include NaN" if np.isnan(low) else f"from {low:g} to {high:g}"
         raise UsageError(f"image has values {value_range}: expected 0 to {upper} for {values.dtype}")

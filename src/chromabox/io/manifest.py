@@ -26,7 +26,7 @@ class Manifest:
 
     Args:
         path: path of the manifest, which is created when the first image is added.
-        settings: JSON values that determine the result (hash of the model, palette, options).
+        settings: JSON values that determine the result, such as the hash of the model, the palette and the options.
 
     Raise ChromaboxError if the manifest cannot be read or written, and TypeError for settings that are not JSON values.
     """
@@ -39,7 +39,7 @@ class Manifest:
             content = path.read_bytes() if path.exists() else b""
         except OSError as error:
             raise ChromaboxError(
-                f"{path}: cannot read the manifest ({error.strerror}); delete it to process all images again"
+                f"{path}: cannot read the manifest ({error.strerror}); delete the file to process all images again"
             ) from error
         self._ends_mid_line = not content.endswith(b"\n") and content != b""
         self._entries: dict[str, dict[str, Any]] = {}
@@ -51,9 +51,9 @@ class Manifest:
                     self._entries[entry["target"]] = entry
 
     def lookup(self, target: Path, source_digest: str) -> dict[str, Any] | None:
-        """Return the metadata of a target that was written from this source with these settings and has not changed.
+        """Return the metadata of the target if it was written from this source with these settings and is unchanged.
 
-        Return None if there is no such entry.
+        Otherwise, return None.
         """
         entry = self._entries.get(self._relative_target(target))
         if entry is None or (entry["source"], entry["settings"]) != (source_digest, self._settings_digest):
@@ -80,11 +80,11 @@ class Manifest:
             ) from error
 
     def _relative_target(self, target: Path) -> str:
-        """Return the path of the target relative to the manifest, which remains valid if the folder is moved."""
+        """Return the path of the target relative to the manifest. This path remains valid if the folder is moved."""
         return Path(os.path.relpath(target, self._path.parent)).as_posix()
 
 
 def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content as 64 hexadecimal digits. Raise OSError if it cannot be read."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits. Raise OSError if the file cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,20 +7,22 @@ from pathlib import Path
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import IMAGE_SUFFIXES, check_not_input, find_images
 
-#: Suffixes that outputs keep. The outputs of other inputs are PNG files.
+#: Suffixes of inputs that the outputs keep. For all other inputs, the outputs are PNG files.
 WRITABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
 
 
 def expand_inputs(
     inputs: Sequence[Path], output: Path | None = None, *, match: Sequence[str] = (), recursive: bool = True
 ) -> list[tuple[Path, Path]]:
-    """Return the images in the inputs, each with its path relative to the input folder or, for a file, with its name.
+    """Return the path of every image in the inputs, together with its path relative to the input folder.
+
+    For an input file, the relative path is its name.
 
     Args:
-        inputs: folders, and files, which are included whatever their suffix.
-        output: output folder. If it is inside an input folder, its images are results and are excluded.
+        inputs: folders and files. Files are included whatever their suffix.
+        output: output folder. If this folder is inside an input folder, its images are results and are excluded.
         match: patterns such as ``*.jpg`` or ``scans/*``. Images in folders are included if any pattern matches. A
-            pattern without a slash is matched against the name. A pattern with a slash is matched against the path
+            pattern without a slash is matched against the file name. A pattern with a slash is matched against the path
             relative to the folder, and ``*`` also matches slashes. Case is ignored.
         recursive: whether subfolders are searched.
 
@@ -44,18 +46,18 @@ def expand_inputs(
         folders = ", ".join(str(path) for path in inputs)
         if match:
             raise UsageError(f"--match: no image in {folders} matches {' or '.join(match)}; use another pattern")
-        raise ChromaboxError(f"{folders}: contains no images except those in {output}; use a folder with other images")
+        raise ChromaboxError(f"{folders}: no images except those in {output}; use a folder with other images")
     return selected
 
 
 def map_outputs(
     inputs: Sequence[Path], output: Path, *, match: Sequence[str] = (), recursive: bool = True
 ) -> list[tuple[Path, Path]]:
-    """Return the path of each input image and of its output.
+    """Return the path of every input image and the path of its output.
 
-    The output of a single image can be a file. Otherwise, ``output`` is a folder, in which subfolders are kept.
+    For a single image, ``output`` can be a file. Otherwise, it is a folder, in which subfolders of the inputs are kept.
     ``match`` and ``recursive`` are as in :func:`expand_inputs`. Raise the same errors, and UsageError for an output
-    that is an input, a suffix that cannot be written, and two inputs with the same output.
+    that is an input, a suffix that cannot be written, and two inputs that would have the same output.
     """
     selected = expand_inputs(inputs, output, match=match, recursive=recursive)
     suffix = output.suffix.lower()
@@ -64,7 +66,9 @@ def map_outputs(
     if len(selected) == 1 and inputs[0].is_file() and suffix in WRITABLE_SUFFIXES:
         pairs = [(selected[0][0], output)]
     elif output.is_file():
-        raise UsageError(f"{output}: is a file, but there are {len(selected)} images; use -o FOLDER")
+        raise UsageError(
+            f"{output}: is a file; expected a folder for the outputs (input images: {len(selected)}); use -o FOLDER"
+        )
     else:
         names = (path if path.suffix.lower() in WRITABLE_SUFFIXES else path.with_suffix(".png") for _, path in selected)
         pairs = [(path, output / name) for (path, _), name in zip(selected, names, strict=True)]
@@ -72,6 +76,9 @@ def map_outputs(
     sources: dict[Path, Path] = {}
     for source, target in pairs:
         if target in sources:
-            raise UsageError(f"{source} and {sources[target]} have the same output {target}; use two output folders")
+            raise UsageError(
+                f"{source} and {sources[target]} would be written to the same file {target}; "
+                "process them separately, with different output folders"
+            )
         sources[target] = source
     return pairs

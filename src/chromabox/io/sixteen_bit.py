@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, keep_descriptive
 
-# tifffile logs warnings about unusual tags, which would appear on the terminal. Errors are raised.
+# tifffile's warnings about unusual tags are not shown on the terminal. Errors are raised.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 # This is the fastest zlib level. The lower 8 of 16 bits are mostly noise, which no level can compress.
@@ -34,8 +34,8 @@ def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | No
     """Return the values of a 16-bit PNG or TIFF in the stored orientation.
 
     Return None for any other format or bit depth. `image` is the open file. The shape is [height, width] or [height,
-    width, channels]. The channels are grey (1), grey and alpha (2), RGB (3) or RGBA (4). Exceptions of the decoders for
-    corrupt files are passed on.
+    width, channels]. The channels are grey (1), grey and alpha (2), RGB (3) or RGBA (4). Exceptions that the
+    decoders raise for corrupt files are passed on.
     """
     if isinstance(image, PngImagePlugin.PngImageFile):
         encoded = path.read_bytes()
@@ -75,7 +75,7 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues1
 
 
 def write_16bit_png(path: Path, values: PixelValues16, metadata: Mapping[str, Any]) -> None:
-    """Write RGB or RGBA values, and metadata from `save_options` before the pixels (PNG, 3rd edition, 11.3)."""
+    """Write RGB or RGBA values, preceded by metadata from `save_options` (PNG, 3rd edition, 11.3)."""
     import imagecodecs
 
     encoded = imagecodecs.png_encode(np.ascontiguousarray(values), level=_PNG_LEVEL)

@@ -1,4 +1,4 @@
-"""Reading and transcoding of videos with PyAV. Frames are transformed as upright RGB, and other streams are copied.
+"""Reading and transcoding of videos with PyAV. Frames are processed as upright RGB, and other streams are copied.
 
 * Reading: MP4, MOV and Matroska, recognised by content. No other demuxer is used, and no URL in a file is opened.
 * Writing: H.264 (libx264), 8 bits, 4:2:0, with the timestamps of the source frames. Audio, subtitles, chapters, title
@@ -37,7 +37,7 @@ FramePixels = UInt8[np.ndarray, "height width 3"]
 
 
 def default_colour_matrix(height: int) -> int:
-    """Return the colour matrix for a video of this height whose file specifies no matrix."""
+    """Return the colour matrix to use for a video of this height if its file specifies none."""
     return BT709 if height >= 720 else SMPTE170M
 
 
@@ -78,8 +78,8 @@ def encode_frame(pixels: FramePixels, original: "VideoFrame", matrix: int) -> "V
 def display_matrix(frame: "VideoFrame") -> Int32[np.ndarray, "2 2"]:
     """Return the directions in which the rows and the columns of the stored frame are displayed.
 
-    The first row is the direction of a stored row, the second that of a stored column; both are (right, down) with
-    values −1, 0 or 1. A rotation is rounded to the nearest multiple of 90°.
+    The first row of the result is the direction along a stored row, the second the direction along a stored column. A
+    direction is (right, down) with values of −1, 0 or 1. A rotation is rounded to the nearest multiple of 90°.
     """
     side_data: Any = frame.side_data  # PyAV's stubs cover only one type of side data.
     data = side_data.get("DISPLAYMATRIX")
@@ -150,7 +150,7 @@ class TranscodeResult:
 
 
 def probe_video(path: Path) -> VideoInfo:
-    """Return the properties of the video at `path`. Read all packets and decode only the first frame.
+    """Return the properties of the video at `path`. Read all packets, but decode only the first frame.
 
     Raise ChromaboxError for a missing, empty, truncated or corrupt file, a file without a video stream, and HDR (PQ or
     HLG), because 8-bit video cannot represent its luminance. Raise UsageError for an unknown suffix.
@@ -191,7 +191,7 @@ def probe_video(path: Path) -> VideoInfo:
             pixel_aspect_ratio=aspect_ratio if display_matrix(first_frame)[0, 0] else 1 / aspect_ratio,
             fps=float(video.average_rate or 0),
             seconds=video_end_seconds - float((video.start_time or 0) * (video.time_base or 0)),
-            # Frames are not converted to another RGB space: the primaries and the transfer function remain valid.
+            # Frames are not converted to another RGB space, so the primaries and the transfer function remain valid.
             primaries=BT709 if first_frame.color_primaries == UNSPECIFIED else first_frame.color_primaries,
             transfer=BT709 if first_frame.color_trc == UNSPECIFIED else first_frame.color_trc,
         )
@@ -242,7 +242,7 @@ def transcode(
                     packet.stream = copies[packet.stream.index]
                     sink.mux(packet)
                 continue
-            problem = f"is corrupt after {num_frames} frames and cannot be decoded"
+            problem = f"is corrupt after frame {num_frames} and cannot be decoded"
             for frame in _iter_wrapped(path, problem, video.decode, packet):
                 pixels = transform(decode_frame(frame))
                 height, width, _ = pixels.shape
@@ -251,7 +251,7 @@ def transcode(
                 height, width, _ = pixels.shape
                 if (width, height) != (encoder.width, encoder.height):
                     raise ChromaboxError(
-                        f"{path}: the frame size changes to {width} × {height} after {num_frames} frames; "
+                        f"{path}: the frame size changes to {width} × {height} after frame {num_frames}; "
                         "expected a video with one frame size"
                     )
                 sink.mux(encoder.encode(encode_frame(pixels, frame, encoder.colorspace)))
@@ -284,7 +284,7 @@ def _check_suffix(path: Path) -> None:
 
 
 def _iter_wrapped(path: Path, problem: str, read: Callable[[Any], Iterable[Any]], argument: Any) -> Iterator[Any]:
-    """Yield from ``read(argument)`` and convert its errors. Errors in the caller's loop are not converted."""
+    """Yield from ``read(argument)``. Convert its errors to ChromaboxError, but not errors in the caller's loop."""
     with _wrap_av_errors(path, problem):
         yield from read(argument)
 
@@ -297,7 +297,7 @@ def _add_copy(path: Path, target: Path, sink: "OutputContainer", stream: "Stream
         codec = getattr(stream.codec_context, "name", "unknown")
         raise UsageError(
             f"{target}: the format does not support the {stream.type} stream of {path} ({codec}); "
-            f"use another of {_SUPPORTED_SUFFIXES}"
+            f"use a different suffix ({_SUPPORTED_SUFFIXES})"
         ) from error
     copy.metadata.update(_copyable_metadata(stream.metadata))
     copy.disposition = stream.disposition

@@ -23,8 +23,9 @@ def map_ordered(
 ) -> Generator[Result, None, None]:
     """Yield the results of ``func`` in the order of the items.
 
-    Each of the ``workers`` threads (None: one per core) processes whole items, so that some threads can read while
-    other threads compute. At most ``2 * workers`` items are in progress or have results that were not yet yielded.
+    ``workers`` is the number of threads (None: one per core). A thread processes whole items, so that some threads can
+    read while other threads compute. At most ``2 * workers`` items are in progress or have results that have not been
+    yielded yet.
 
     Raise UsageError if ``workers`` is below 1. An exception in ``func`` is raised when the result of its item is due.
     """
@@ -48,10 +49,10 @@ def _map_ordered(items: Iterator[Item], func: Callable[[Item], Result], workers:
 def map_row_bands(
     func: Callable[[slice], None], shape: tuple[int, ...], band_pixels: int, *, threads: int | None = None
 ) -> None:
-    """Call ``func`` for bands of rows of an image [height, width, …] in several threads (None: one per core).
+    """Call ``func`` for bands of rows of an image with the given shape [height, width, …], in several threads.
 
-    A band has about ``band_pixels`` pixels. Threads are faster than a loop because NumPy releases the GIL. An exception
-    in ``func`` is raised.
+    ``threads`` is the maximum number of threads (None: one per core). A band has about ``band_pixels`` pixels. Threads
+    are faster than a loop because NumPy releases the GIL. An exception in ``func`` is raised in the caller.
     """
     rows = max(1, band_pixels // shape[1])
     bands = [slice(top, min(top + rows, shape[0])) for top in range(0, shape[0], rows)]

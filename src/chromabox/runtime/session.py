@@ -22,15 +22,15 @@ PROVIDERS = {
     "directml": "DmlExecutionProvider",
     "cpu": "CPUExecutionProvider",
 }
-#: Key of a reference to a tensor in another file. The preceding byte is the last byte of the length of the key: 8, or 0
-#: if the length is padded. In a crafted file, the key can follow its value.
+#: Key that marks a reference to a tensor in another file. The byte before the key is the last byte of the key's encoded
+#: length: 8, or 0 if the length is padded. In a crafted file, the key can follow its value.
 _EXTERNAL_DATA_KEY = re.compile(rb"location(?<=[\x00\x08]location)")
 
 
 def resolve_provider(device: str = "auto") -> str:
     """Return the execution provider for a device: auto, cpu, cuda, coreml or directml.
 
-    ``auto`` selects the first of cuda, coreml and directml that this build of ONNX Runtime supports, otherwise cpu.
+    ``auto`` selects the first of cuda, coreml and directml that this build of ONNX Runtime supports, or else cpu.
     Raise UsageError for an unknown device and for a device that this build does not support.
     """
     available = onnxruntime.get_available_providers()
@@ -81,7 +81,7 @@ def open_session(
         session = onnxruntime.InferenceSession(
             model_bytes, options, providers=list(dict.fromkeys([provider, "CPUExecutionProvider"]))
         )
-    except Exception as error:  # ONNX Runtime's exceptions have no other common base class.
+    except Exception as error:  # ONNX Runtime's exceptions have no more specific base class.
         raise ChromaboxError(
             f"{path}: ONNX Runtime cannot open the model ({one_line(error)}); expected an ONNX model"
         ) from error
@@ -107,7 +107,7 @@ def _keep_sessions_after_fork() -> None:
     """Prevent the destruction of the parent's sessions in a forked process.
 
     The threads of a session exist only in the parent. In the child, the destructor of the session would wait for them
-    forever. A list of the sessions would be insufficient, because it is destroyed when the process exits.
+    forever. Storing the sessions in a list would be insufficient, because the list is destroyed when the process exits.
     """
     for session in list(_sessions):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
@@ -119,7 +119,7 @@ Loader = TypeVar("Loader", bound=Callable[..., Any])
 
 
 def cache_models(maxsize: int) -> Callable[[Loader], Loader]:
-    """Return a decorator that caches the last ``maxsize`` results of a function that loads a model.
+    """Return a decorator that caches the ``maxsize`` most recent results of a function that loads a model.
 
     Simultaneous calls load a model only once. After a fork, the cache of the child is empty, because the threads of the
     cached sessions exist only in the parent.

@@ -103,7 +103,7 @@ def test_invalid_options_are_rejected_before_the_video_is_read(tmp_path: Path) -
         colourise_video(source, tmp_path / "out.mp4", lambda frame: ORANGE, smoothing=1.0)
     with pytest.raises(UsageError, match="unsupported video suffix"):
         colourise_video(source, tmp_path / "out.gif", lambda frame: ORANGE)
-    with pytest.raises(UsageError, match="is the input"):
+    with pytest.raises(UsageError, match="is the same file as the input"):
         colourise_video(source, source, lambda frame: ORANGE)
     with pytest.raises(ChromaboxError, match="does not exist"):
         colourise_video(source, tmp_path / "out.mp4", lambda frame: ORANGE)

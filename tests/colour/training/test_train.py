@@ -199,7 +199,7 @@ def test_epoch_that_has_begun_cannot_be_cut_off(photos: Path, tmp_path: Path) ->
 
     with pytest.raises(TrainingInterrupted):
         train(make_config(photos, "pool-upsample"), tmp_path, callbacks=(interrupt,))
-    with pytest.raises(UsageError, match=r"--epochs is 1, but .* has started 2 epochs already"):
+    with pytest.raises(UsageError, match=r"--epochs is 1, but the number of epochs already started in .* is 2"):
         RunDir(tmp_path).resume_config(TrainConfig, RuntimeOptions(), epochs=1)
 
 

@@ -212,7 +212,7 @@ def test_other_layers_with_the_same_function_are_reported(tmp_path: Path) -> Non
     )
     report = check_unet(tmp_path, body)
     assert failed_checks(report).keys() == {"layers", "logits"}
-    assert report.hints[-1].startswith("The class computes the function of figure 1 with other layers")
+    assert report.hints[-1].startswith("The class computes the same function as figure 1, but with other layers")
 
 
 def test_dropout_is_reported(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ class BadLine:
 
 YOLO = {
     "words": BadLine("cat 0.5 0.5 0.2 0.2", "unreadable label", message="is not a row of numbers"),
-    "too few numbers": BadLine("0 0.5 0.5 0.2", "unreadable label", message="4 numbers; expected 5"),
-    "a sixth number": BadLine("0 0.5 0.5 0.2 0.2 0.9", "unreadable label", message="6 numbers; expected 5"),
+    "too few numbers": BadLine("0 0.5 0.5 0.2", "unreadable label", message="values is 4; expected 5"),
+    "a sixth number": BadLine("0 0.5 0.5 0.2 0.2 0.9", "unreadable label", message="values is 6; expected 5"),
     "incomplete corner": BadLine("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "unreadable label", message="8 numbers"),
     "commas": BadLine("0,0.5,0.5,0.2,0.2", "unreadable label"),
     "not a number": BadLine("0 nan 0.5 0.2 0.2", "unreadable label", message="a number is not finite"),

@@ -90,7 +90,7 @@ def test_classes_accepts_a_single_name(options: dict[str, Any]) -> None:
     ("image", "message"),
     [
         (None, "image has type NoneType"),
-        ("https://example.org/dog.jpg", r"^https://example\.org/dog\.jpg is an address, and addresses are not read"),
+        ("https://example.org/dog.jpg", r"^https://example\.org/dog\.jpg is a URL, and URLs are not supported"),
         (np.zeros((4, 4, 2), np.uint8), "image has shape 4 × 4 × 2"),
         (np.zeros((0, 4, 3), np.uint8), "image has shape 0 × 4 × 3"),
         (np.zeros((4, 4, 3), np.int64), "image has dtype int64"),

@@ -1,4 +1,4 @@
-"""Object detection: images to bounding boxes.
+"""Object detection: bounding boxes and classes of the objects in images.
 
 The package is callable: ``chromabox.detect(image)`` calls :func:`chromabox.detect.api.detect`. A function
 ``chromabox.detect`` would be replaced by the package as soon as one of the package's modules is imported.

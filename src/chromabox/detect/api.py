@@ -39,7 +39,7 @@ def detect(
             print(name, score, box)
 
     Args:
-        image: a Pillow image of any mode (I: values 0 to 65535, F: 0 to 1); a NumPy array [height, width] or
+        image: a Pillow image of any mode (mode I: values 0 to 65535, mode F: 0 to 1); a NumPy array [height, width] or
             [height, width, 1] (grey), [height, width, 3] (RGB) or [height, width, 4] (RGB and alpha, which is ignored)
             of uint8, uint16, or float in [0, 1]; or the path of an image file. The EXIF orientation of a file is
             applied. Apply the orientation of a Pillow image with ``PIL.ImageOps.exif_transpose``.
@@ -47,8 +47,8 @@ def detect(
             if PyTorch is installed, the name ``"yolov3-tiny"`` or the path of a .safetensors, .weights, .onnx or .pt
             file, which is exported to the cache folder on first use. A detector given by name or path is cached until
             the file changes. Calls from several threads are safe.
-        confidence: score threshold in [0, 1]. Each class of a box with a higher score is a separate detection. One box
-            can therefore be detected as several classes.
+        confidence: score threshold in [0, 1]. Every class of a box whose score exceeds the threshold gives a detection.
+            One box can therefore be detected as several classes.
         iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is applied to each class separately.
         classes: names (case-insensitive) or indices of the classes to detect, or a single name; None for all classes.
         size: side length of the square network input in pixels; None for the detector's default. The size of an
@@ -84,5 +84,5 @@ def detect(
 
 @cache_models(maxsize=2)
 def _load(weights: str | Path, mtime_ns: int, size: int | None) -> OnnxDetector:
-    """Load a detector. ``mtime_ns`` is part of the cache key, so that a file is loaded again after a change."""
+    """Load a detector. ``mtime_ns`` is part of the cache key, so that a changed file is loaded again."""
     return open_detector(weights, size=size)

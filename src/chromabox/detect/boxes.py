@@ -20,7 +20,8 @@ from chromabox.io.images import Pixels as Pixels
 
 Boxes = Float[np.ndarray, "boxes 4"]
 
-#: Numbers of boxes compared at a time: with each other, and with later boxes. The matrices fit in the CPU cache.
+#: Number of boxes in a block, and number of later boxes with which a block is compared at a time. The matrices of IoUs
+#: then fit in the CPU cache.
 _BLOCK_SIZE, _CHUNK_SIZE = 256, 512
 
 
@@ -43,7 +44,7 @@ def box_area(boxes: Boxes) -> Float[np.ndarray, " boxes"]:
 def iou(
     boxes1: Float[np.ndarray, "boxes1 4"], boxes2: Float[np.ndarray, "boxes2 4"]
 ) -> Float[np.ndarray, "boxes1 boxes2"]:
-    """Return the intersection over union of all pairs of boxes, in [0, 1]. It is 0 if both boxes have no area."""
+    """Return the intersection over union of all pairs of boxes, in [0, 1]. It is 0 if neither box has an area."""
     intersection = intersection_area(boxes1, boxes2)
     union = np.add.outer(box_area(boxes1), box_area(boxes2)) - intersection
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
@@ -52,7 +53,7 @@ def iou(
 def intersection_area(
     boxes1: Float[np.ndarray, "boxes1 4"], boxes2: Float[np.ndarray, "boxes2 4"]
 ) -> Float[np.ndarray, "boxes1 boxes2"]:
-    """Return the area of the intersection of all pairs of boxes."""
+    """Return the area of the intersection of each pair of boxes."""
     # Contiguous copies of the columns make the inner loops four times as fast.
     columns = np.ascontiguousarray(boxes2.T)
     lengths = []
@@ -92,14 +93,14 @@ def nms(
 def _greedy_nms(boxes: Float32[np.ndarray, "boxes 4"], threshold: float) -> Bool[np.ndarray, " boxes"]:
     """Return which boxes of one class, given in decreasing order of score, are kept.
 
-    The boxes are processed in blocks. The remaining boxes of a block are compared with each other. The boxes that are
-    kept are then compared with all later boxes.
+    The boxes are processed in blocks. The boxes of a block that have not been removed are compared with each other. The
+    kept boxes are then compared with all later boxes.
     """
     keep = np.ones(len(boxes), bool)
     for start in range(0, len(boxes), _BLOCK_SIZE):
         block = start + np.flatnonzero(keep[start : start + _BLOCK_SIZE])
         overlaps = np.triu(_exceeds_iou(boxes[block], boxes[block], threshold), 1)
-        # A box is kept if no earlier kept box overlaps it. The iteration converges to this solution, which is unique.
+        # A box is kept if no earlier kept box overlaps it. The iteration converges to the unique solution.
         is_kept, previous = np.ones(len(block), bool), np.zeros(len(block), bool)
         while (is_kept != previous).any():
             previous = is_kept.copy()
@@ -179,8 +180,8 @@ class Letterbox:
 def letterbox_for(image_size: tuple[int, ...], canvas_size: int, variant: Variant) -> Letterbox:
     """Return the letterbox with which weights of a variant were trained. ``image_size`` is height and width.
 
-    The longer side fills the square. The shorter side is rounded down as in Darknet, or to the nearest integer as in
-    Ultralytics.
+    The longer side fills the square. The length of the shorter side is rounded down as in Darknet, or to the nearest
+    integer as in Ultralytics.
     """
     longer_side = max(image_size)
     if variant.decode == "exp":

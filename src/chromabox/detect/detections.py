@@ -15,7 +15,7 @@ class Detections:
     """Detections in one image, in decreasing order of confidence.
 
     Indexing with a slice, a boolean mask or an array of indices selects detections. Indexing with an integer returns a
-    single detection, which is also a ``Detections`` object. Iteration yields single detections::
+    single detection, which is also a ``Detections`` object. Iteration yields single detections. An example of a mask::
 
         people = detections[(detections.class_names == "person") & (detections.confidence > 0.6)]
 

@@ -31,9 +31,9 @@ class BadLine:
 
 YOLO = {
     "words": BadLine("cat 0.5 0.5 0.2 0.2", "unreadable label", message="is not a row of numbers"),
-    "too few numbers": BadLine("0 0.5 0.5 0.2", "unreadable label", message="4 numbers; expected 5"),
-    "a sixth number": BadLine("0 0.5 0.5 0.2 0.2 0.9", "unreadable label", message="6 numbers; expected 5"),
-    "incomplete corner": BadLine("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "unreadable label", message="8 numbers"),
+    "too few numbers": BadLine("0 0.5 0.5 0.2", "unreadable label", message="values is 4; expected 5"),
+    "a sixth number": BadLine("0 0.5 0.5 0.2 0.2 0.9", "unreadable label", message="values is 6; expected 5"),
+    "incomplete corner": BadLine("0 0.1 0.1 0.2 0.2 0.3 0.3 0.4", "unreadable label", message="values is 8"),
     "commas": BadLine("0,0.5,0.5,0.2,0.2", "unreadable label"),
     "not a number": BadLine("0 nan 0.5 0.2 0.2", "unreadable label", message="a number is not finite"),
     "infinite": BadLine("0 0.5 0.5 inf 0.2", "unreadable label", message="a number is not finite"),
@@ -221,7 +221,7 @@ def test_path_without_dataset_is_rejected(tmp_path: Path, monkeypatch: pytest.Mo
     make_image(tmp_path / "unlabelled" / "a.png")
     with pytest.raises(ChromaboxError, match="contains no labels in a known format"):
         load_detection_dataset(tmp_path / "unlabelled")
-    with pytest.raises(UsageError, match="does not exist: expected a folder"):
+    with pytest.raises(UsageError, match="does not exist: expected the folder"):
         load_detection_dataset(tmp_path / "nowhere")
     with pytest.raises(UsageError, match=r"unsupported file; expected a folder, a \.yaml"):
         load_detection_dataset(tmp_path / "unlabelled" / "a.png")

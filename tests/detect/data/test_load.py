@@ -223,7 +223,7 @@ def test_classes_without_names_are_matched_by_number() -> None:
     remapped, unknown = remap_classes(data, ("cat", "dog", "boat", "bird"))
     assert (remapped.classes, remapped.has_class_names, unknown) == (("cat", "dog", "boat", "bird"), True, ())
     assert remapped.samples[0].class_ids.tolist() == [0, 2]
-    with pytest.raises(ChromaboxError, match="class numbers up to 2, but the model has 2 classes"):
+    with pytest.raises(ChromaboxError, match="class numbers up to 2; expected numbers below 2, as in the model"):
         remap_classes(data, ("cat", "dog"))
 
 

@@ -115,7 +115,7 @@ def test_splits_use_different_cifar_images(monkeypatch: pytest.MonkeyPatch) -> N
     values = {split: objects.images[:, 0, 0, 0].tolist() for split, objects in objects_by_split.items()}
     assert values == {"train": list(range(18)), "val": [18, 19], "test": list(range(100, 120))}
     assert objects_by_split["val"].class_ids.tolist() == [1, 0]
-    with pytest.raises(UsageError, match="expected unique names"):
+    with pytest.raises(UsageError, match="expected each name only once"):
         load_cifar_objects(("ship", "ship"))
 
 

@@ -80,7 +80,7 @@ def test_perfect_predictions_give_full_metrics(
         "course_ap50": pytest.approx(0.995),
         "boxes": 1,
     }
-    assert summary["warnings"] == ["2 of 2 classes have fewer than 5 boxes: their AP is not reliable"]
+    assert summary["warnings"] == ["AP is not reliable for classes with fewer than 5 boxes: 2 of 2 classes"]
 
 
 def test_classes_missing_from_the_model_give_a_warning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_classes_missing_from_the_model_give_a_warning(monkeypatch: pytest.Monke
     replace_predictions(monkeypatch, {"b": make_detections([DOG_BOX], [0.9], [0])})
     result = evaluate_detector(detector, data, num_resamples=20)
     assert result.coco.ap == 1
-    assert result.warnings[0] == "classes missing from the model: cat; 1 boxes are ignored"
+    assert result.warnings[0] == "classes missing from the model: cat; number of boxes ignored: 1"
 
 
 def test_unreadable_file_is_evaluated_without_detections(

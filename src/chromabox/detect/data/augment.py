@@ -1,7 +1,7 @@
 """Model inputs from a dataset: augmented training samples, determined by a seed, and letterboxed validation samples.
 
-An augmented sample is computed in one step from the decoded images. The position of each image is computed first. Each
-pixel is then sampled once, bilinearly and without antialiasing, as in detection.
+Each pixel of an augmented sample is interpolated from a decoded image only once, bilinearly and without antialiasing,
+as in detection. The final position of each image is computed beforehand.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,14 @@ from chromabox.errors import UsageError
 from chromabox.io.images import read_image, to_uint8
 
 TrainImage = UInt8[np.ndarray, "3 side side"]
-#: Class index, and centre x, centre y, width and height as fractions of the side length of the training image.
+#: Class index of each box, and its centre x, centre y, width and height as fractions of the side length of the image.
 TrainBoxes = Float32[np.ndarray, "boxes 5"]
 
-#: Minimum visible fraction of the area, and minimum visible width and height in pixels, of a box used for training.
+#: A box is used for training if at least this fraction of its area, and at least this width and height in pixels, are
+#: visible.
 MIN_VISIBLE_FRACTION, MIN_BOX_SIDE = 0.1, 2.0
 
-#: Position of the point where the images of a mosaic meet, as fractions of the width and height of each image.
+#: For each image of a mosaic, its point (x, y) at which the four images meet, as fractions of its width and height.
 _MOSAIC_OFFSETS = ((1, 1), (0, 1), (1, 0), (0, 0))
 #: Grey value, 0 to 255, of areas that no image covers.
 _FILL = 114
@@ -38,11 +39,12 @@ class Augmentation:
 
     Args:
         mosaic: fraction of the training samples that are mosaics of four images. The images meet at a random point of a
-            canvas with twice the side length, 1/4 to 3/4 of the canvas from its left and top (Bochkovskiy et al. 2020,
-            section 3.3).
+            canvas with twice the side length of the training image. The point is between 1/4 and 3/4 of the width and
+            height of the canvas (Bochkovskiy et al. 2020, section 3.3).
         scale: minimum and maximum scale factor. A factor of 1 fits the longer side of an image to the training image.
-        translate: maximum shift of the centre along each axis, as a fraction of the side length.
-        hue, saturation, value: maximum relative change x. Each is multiplied by a random factor in [1 − x, 1 + x].
+        translate: maximum shift of the centre along each axis, as a fraction of the side length of the training image.
+        hue, saturation, value: maximum relative change x of this component, which is multiplied by a random factor in
+            [1 − x, 1 + x].
         hflip: fraction of the training samples that are flipped horizontally.
     """
 
@@ -55,12 +57,13 @@ class Augmentation:
     hflip: float = 0.5
 
 
-#: Augmentations by recipe name. Half of the samples of ``default`` are single images at about their size in detection.
+#: Augmentations by recipe name. With ``default``, half of the samples are single images at about the same scale as in
+#: detection.
 AUGMENTATIONS = {"course": Augmentation(), "default": Augmentation(mosaic=0.5, scale=(0.6, 1.4))}
 
 
 def read_pixels(path: Path) -> RgbImage:
-    """Return the upright pixels of an image file as uint8 RGB. Raise ChromaboxError if it cannot be decoded."""
+    """Return the upright pixels of an image file as uint8 RGB. Raise ChromaboxError if the file cannot be decoded."""
     return to_uint8(read_image(path).pixels)
 
 
@@ -73,10 +76,10 @@ def augment_sample(
     *,
     read_image: Callable[[Path], RgbImage] = read_pixels,
 ) -> tuple[TrainImage, TrainBoxes]:
-    """Return an augmented training sample for image ``index``: RGB, 0 to 255, and its visible boxes, excluding crowds.
+    """Return an augmented training image (RGB, 0 to 255) for image ``index``, and its visible boxes without crowds.
 
     Args:
-        data: the dataset. A mosaic contains three more of its images, chosen at random.
+        data: the dataset. A mosaic contains three more images of the dataset, chosen at random.
         index: index of the image in the dataset.
         seed: one or more non-negative integers (run, epoch, …). ``seed`` and ``index`` determine all random choices.
         size: side length of the training image in pixels.
@@ -116,7 +119,7 @@ def augment_sample(
 def letterbox_sample(
     sample: Sample, size: int, variant: Variant, *, read_image: Callable[[Path], RgbImage] = read_pixels
 ) -> tuple[Float32[np.ndarray, "3 side side"], TrainBoxes]:
-    """Return an image letterboxed as in detection with this variant, RGB in [0, 1], and its boxes, excluding crowds.
+    """Return an image (RGB in [0, 1]), letterboxed as in detection with this variant, and its boxes, without crowds.
 
     Raise ChromaboxError if the image cannot be decoded.
     """
@@ -133,13 +136,13 @@ def _paste(
     corner: Float64[np.ndarray, "2"],
     window: Float64[np.ndarray, "2 2"],
 ) -> None:
-    """Draw the part of the pixels that is visible in a window (upper left and lower right corners), scaled.
+    """Draw the scaled pixels on ``image``, clipped to ``window`` (upper left and lower right corners).
 
-    ``corner`` is the position of the upper left corner of the pixels in the image.
+    ``corner`` is the position in ``image`` of the upper left corner of the scaled pixels.
     """
     sides = np.array(pixels.shape[1::-1]) * scale
     visible = np.maximum(corner, window[0]), np.minimum(corner + sides, window[1])
-    # Pixels of the image are drawn if their centres are in the visible part.
+    # Only the pixels of ``image`` with their centres in the visible part are drawn.
     (left, top), (right, bottom) = np.ceil(np.array(visible) - 0.5).astype(int).tolist()
     if right <= left or bottom <= top:
         return
@@ -153,7 +156,7 @@ def _paste(
 
 
 def _jitter_hsv(image: Image.Image, augmentation: Augmentation, rng: np.random.Generator) -> Image.Image:
-    """Multiply hue, saturation and value by random factors. The hue wraps around. The other values are clipped."""
+    """Multiply hue, saturation and value by random factors. The hue wraps around. Saturation and value are clipped."""
     gains = np.array([augmentation.hue, augmentation.saturation, augmentation.value])
     if not gains.any():
         return image
@@ -165,7 +168,7 @@ def _jitter_hsv(image: Image.Image, augmentation: Augmentation, rng: np.random.G
 def _visible_boxes(
     truth: Sample, scale: float, corner: Float64[np.ndarray, "2"], window: Float64[np.ndarray, "2 2"], size: int
 ) -> TrainBoxes:
-    """Return the sufficiently visible boxes of an image that is pasted as in :func:`_paste`, clipped to the window."""
+    """Return the boxes of an image drawn with :func:`_paste`, clipped to the window. Omit barely visible boxes."""
     boxes = truth.boxes * scale + np.tile(corner, 2)
     clipped = np.concatenate([np.maximum(boxes[:, :2], window[0]), np.minimum(boxes[:, 2:], window[1])], 1)
     sides = np.maximum(clipped[:, 2:] - clipped[:, :2], 0)
@@ -175,5 +178,5 @@ def _visible_boxes(
 
 
 def _to_train_boxes(boxes: Float64[np.ndarray, "boxes 4"], class_ids: np.ndarray, size: int) -> TrainBoxes:
-    """Convert boxes (left, top, right, bottom, in pixels of the training image) to training targets."""
+    """Convert boxes (left, top, right, bottom, in pixels of the training image) to ``TrainBoxes``."""
     return np.column_stack([class_ids, xyxy_to_cxcywh(boxes) / size]).astype(np.float32)

@@ -19,7 +19,7 @@ _REQUIRED_KEYS = ("images", "annotations", "categories")
 
 
 def coco_files(folder: Path) -> list[Path]:
-    """Return the .json files in a folder with COCO annotations. If any are named instances*, return only those."""
+    """Return the .json files with COCO annotations in a folder. If any are named instances*, consider only these."""
     files = list(iter_files(folder, {".json"}))
     found = []
     for path in [path for path in files if path.name.startswith("instances")] or files:
@@ -33,9 +33,9 @@ def coco_files(folder: Path) -> list[Path]:
 def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
     """Read all labelled images in the files, which must have the same categories.
 
-    The split of a file is the suffix of its name (instances_val2017.json) or the name of its folder.
+    The split of a file is read from the end of its name (``val2017`` for instances_val2017.json) or is its folder name.
 
-    Raise ChromaboxError if a file is not COCO JSON, or if the categories differ.
+    Raise ChromaboxError if a file contains no valid COCO annotations, or if the categories of the files differ.
     """
     builder = DatasetBuilder()
     splits: dict[str, None] = {}
@@ -60,18 +60,18 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
             try:
                 image_labels, name = labels.pop(entry["id"], []), Path(entry["file_name"])
             except (KeyError, TypeError):
-                builder.drop("missing picture", file, None, "an image has no id or file_name")
+                builder.drop("missing picture", file, None, "an entry of images has no id or no file_name")
                 continue
             builder.add_image(_find_image(name, file, root, split, by_name), split, file, image_labels)
         for label in itertools.chain(*labels.values()):
-            builder.drop("label without picture", file, label.line, "no image has its image_id")
+            builder.drop("label without picture", file, label.line, "no image has the image_id of this annotation")
     return builder.build("coco", categories.values(), splits)
 
 
 def _parse_annotations(
     annotations: list[Any], file: Path, category_ids: list[int], builder: DatasetBuilder
 ) -> dict[Any, list[RawLabel]]:
-    """Return the labels by image id. Record an issue for each annotation that is not a valid box."""
+    """Return the labels, keyed by image id. Record an issue for each annotation that is not a valid box."""
     labels: dict[Any, list[RawLabel]] = defaultdict(list)
     class_ids: dict[Any, int] = {category_id: index for index, category_id in enumerate(category_ids)}
     for index, entry in enumerate(annotations):
@@ -79,10 +79,10 @@ def _parse_annotations(
         number = number if isinstance(number, int) else index
         try:
             x, y, width, height = (float(value) for value in entry["bbox"])
-            # A list or an object is not a valid id and raises TypeError.
+            # If an id is a list or an object, the lookup raises TypeError.
             image_labels, class_id = labels[entry["image_id"]], class_ids.get(entry["category_id"])
         except (KeyError, TypeError, ValueError):
-            builder.drop("unreadable label", file, number, "expected bbox with four numbers, image_id and category_id")
+            builder.drop("unreadable label", file, number, "expected bbox (four numbers), image_id and category_id")
             continue
         if class_id is None:
             builder.drop("unknown class", file, number, f"category_id {entry['category_id']} is not in categories")
@@ -93,7 +93,7 @@ def _parse_annotations(
 
 
 def _find_image(name: Path, file: Path, root: Path, split: str, by_name: dict[str, Path]) -> Path:
-    """Return the path of an image: next to the file, in a usual folder, or anywhere in ``root`` by its file name."""
+    """Return the path of an image. It is searched for next to ``file``, in usual folders, and by name in ``root``."""
     parent = file.parent.parent
     folders = [file.parent, root, root / "images", root / split, root / "images" / split]
     candidates = [folder / name for folder in (*folders, parent, parent / "images" / split, parent / split)]

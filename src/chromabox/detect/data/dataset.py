@@ -82,7 +82,7 @@ class Sample:
 
     @property
     def is_crowd(self) -> Bool[np.ndarray, " boxes"]:
-        """Whether each box is a crowd. All values are False without a `crowd_mask`."""
+        """Whether each box is a crowd. All values are False if `crowd_mask` is None."""
         return np.zeros(len(self.boxes), bool) if self.crowd_mask is None else self.crowd_mask
 
     @property
@@ -120,8 +120,8 @@ class DetectionDataset:
 def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[DetectionDataset, tuple[str, ...]]:
     """Replace the class indices of a dataset with the indices of a model's classes, which are matched by name.
 
-    Names are compared ignoring case, with "_" and "-" treated as spaces. If the dataset has no class names, its class
-    numbers are used as the model's class indices. Labels of classes that the model lacks are dropped.
+    The comparison ignores case and treats "_" and "-" as spaces. If the dataset has no class names, its class numbers
+    are used as the model's class indices. Labels of classes that the model lacks are dropped.
 
     Args:
         data: the dataset.
@@ -130,20 +130,21 @@ def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[Detec
     Returns:
         The dataset with the model's class names, and the names of the dataset's classes that the model lacks.
 
-    Raise ChromaboxError if there is no common class, or if a class number is too high.
+    Raise ChromaboxError if the model has none of the dataset's classes, or if a class number is not
+    an index of the model's classes.
     """
     if not data.has_class_names:
         if len(data.classes) > len(classes):
             raise ChromaboxError(
-                f"the dataset has no class names and has class numbers up to {len(data.classes) - 1}, but the model "
-                f"has {len(classes)} classes; add the class names in a data.yaml or classes.txt"
+                f"the dataset has no class names and has class numbers up to {len(data.classes) - 1}; expected "
+                f"numbers below {len(classes)}, as in the model, or class names in a data.yaml or classes.txt"
             )
         return replace(data, classes=tuple(classes), has_class_names=True), ()
     indices = {normalise_name(name): index for index, name in enumerate(classes)}
     table = np.array([indices.get(normalise_name(name), -1) for name in data.classes], np.int64)
     if not (table >= 0).any():
         raise ChromaboxError(
-            f"the model has none of the dataset's classes ({_preview(data.classes)}): expected some of "
+            f"the model has none of the dataset's classes ({_preview(data.classes)}): expected at least one of "
             f"{_preview(classes)}"
         )
     samples = []
@@ -172,7 +173,7 @@ def _preview(names: Sequence[str]) -> str:
 class RawLabel:
     """Label as read from a file, before validation.
 
-    `box` is left, top, right and bottom in pixels, or in fractions of the image size if `as_fractions` is True.
+    `box` is left, top, right and bottom in pixels, or as fractions of the image size if `as_fractions` is True.
     """
 
     line: int
@@ -185,9 +186,9 @@ class RawLabel:
 def validate_labels(
     labels: Iterable[RawLabel], image_path: Path, size: tuple[int, int], split: str, source: Path
 ) -> tuple[Sample, list[LabelIssue]]:
-    """Return the sample with its valid boxes, clipped to an image of `size` (height, width), and the label issues.
+    """Return a sample with the valid boxes, clipped to the image, and the label issues.
 
-    `source` is the file that contains the labels.
+    `size` is the height and width of the image. `source` is the file that contains the labels.
     """
     height, width = size
     image = f"the {width} × {height} image"
@@ -228,7 +229,7 @@ def validate_labels(
 
 
 class DatasetBuilder:
-    """Samples and issues that are collected while the files of a dataset are read."""
+    """Collector of the samples and issues of a dataset while its files are read."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
@@ -255,14 +256,14 @@ class DatasetBuilder:
     def build(
         self, dataset_format: DatasetFormat, classes: Iterable[str], splits: Iterable[str], *, has_names: bool = True
     ) -> DetectionDataset:
-        """Return the dataset."""
+        """Return the dataset of the collected samples and issues."""
         samples, issues = tuple(self.samples), tuple(self.issues)
         return DetectionDataset(samples, tuple(classes), tuple(splits), has_names, dataset_format, issues)
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to `folder` if the block succeeds and is removed if it fails.
+    """Yield a temporary folder that is renamed to `folder` if the ``with`` block succeeds, and is otherwise removed.
 
     `folder` must be empty or must not exist. Raise ChromaboxError if `folder` cannot be written.
     """
@@ -283,13 +284,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 def format_labels(
     class_ids: Int64[np.ndarray, " boxes"], values: Float64[np.ndarray, "boxes values"], number_format: str
 ) -> str:
-    """Return YOLO labels: a line for each box with its class index and its values in the given format."""
+    """Return YOLO labels: a line for each box with the class index, followed by the values in ``number_format``."""
     rows = zip(class_ids.tolist(), values.tolist(), strict=True)
     lines = [[str(class_id), *(format(value, number_format) for value in row)] for class_id, row in rows]
     return "".join(f"{' '.join(words)}\n" for words in lines)
 
 
-#: The 80 classes of COCO (Lin et al. 2014), in the order of the class indices of detectors trained on it.
+#: The 80 classes of COCO (Lin et al. 2014), in the order of the class indices of detectors trained on COCO.
 COCO_CLASSES = (
     *("person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light"),
     *("fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow"),
@@ -308,14 +309,15 @@ def default_class_names(num_classes: int) -> tuple[str, ...]:
     return COCO_CLASSES if num_classes == len(COCO_CLASSES) else tuple(f"class {index}" for index in range(num_classes))
 
 
-#: Pattern of the names of folders and lists that denote a split: train, val2017, test-dev, valid.
+#: Pattern of the names of folders and lists that denote a split, for example train, val2017, test-dev and valid.
 SPLIT_NAME = re.compile(r"(train|val|valid|validation|test)([\d_-].*)?", re.IGNORECASE)
 
 
 def iter_files(folder: Path, suffixes: frozenset[str] | set[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
-    """Yield the files with these suffixes (in lower case) in a folder and its subfolders, in path order.
+    """Yield the files with these suffixes in a folder and its subfolders, each folder sorted by name.
 
-    Hidden files and folders are skipped. Links to folders are not followed.
+    The suffixes are given in lower case and also match upper case. Hidden files and folders are skipped. Links to
+    folders are not followed.
     """
     for top, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -325,5 +327,5 @@ def iter_files(folder: Path, suffixes: frozenset[str] | set[str] = IMAGE_SUFFIXE
 
 
 def split_from_path(path: Path, root: Path) -> str:
-    """Return the outermost folder name between `root` and `path` that denotes a split, or "" if there is none."""
+    """Return the first folder name between `root` and `path` that denotes a split, or "" if there is none."""
     return next((part for part in path.relative_to(root).parts[:-1] if SPLIT_NAME.fullmatch(part)), "")

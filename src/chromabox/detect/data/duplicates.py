@@ -2,7 +2,7 @@
 
 Near-duplicates are found with a 64-bit difference hash. The image is resized to 9 × 8 grey pixels, and each bit is set
 if a pixel is darker than its right neighbour. Similar images differ in few bits, but the bits of an image with little
-contrast are random. Near-duplicates must therefore also be correlated when they are resized to 16 × 16 pixels.
+contrast are random. Near-duplicates must therefore also have correlated grey values when resized to 16 × 16 pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,18 +17,18 @@ from chromabox.errors import ChromaboxError
 from chromabox.io.images import Pixels, read_image, to_uint8
 from chromabox.io.manifest import sha256_file
 
-#: Maximum number of differing bits out of 64, and minimum correlation. Of the 103,740 pairs of 256 COCO images and 200
-#: raccoon images, nine pass these thresholds: six copies, one copy of a different size, one copy with text added, and
-#: two photographs of the same scene. One pair of different images differs in 7 bits but has a correlation of -0.35.
-#: Copies at JPEG quality 50 differ in at most 6 bits.
+#: Maximum number of different bits (of 64) and minimum correlation of near-duplicates. Of the 103,740 pairs of 256 COCO
+#: images and 200 raccoon images, nine meet these thresholds: six copies, one copy of a different size, one copy with
+#: text added, and two photographs of the same scene. One pair of different images differs in 7 bits but has a
+#: correlation of -0.35. Copies at JPEG quality 50 differ in at most 6 bits.
 MAX_HASH_DISTANCE, MIN_CORRELATION = 10, 0.7
-#: Number of fingerprints compared with all others at a time. It limits memory use.
+#: Number of fingerprints that are compared with all others at a time. A small number limits memory use.
 _BLOCK_SIZE = 2048
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Features of an image used to find duplicates."""
+    """Features of an image that are compared to find duplicates."""
 
     path: Path
     sha256: str
@@ -61,7 +61,7 @@ def dhash(pixels: Pixels) -> Bool[np.ndarray, "64"]:
 def fingerprints(
     paths: Sequence[Path], on_progress: Callable[[], object] = lambda: None
 ) -> tuple[list[Fingerprint], dict[Path, str]]:
-    """Return the fingerprints of all images that can be decoded, and an error message for each other image.
+    """Return the fingerprints of all images that can be decoded, and the error messages of the others, keyed by path.
 
     ``on_progress`` is called after each image.
     """
@@ -94,7 +94,7 @@ def find_duplicates(image_prints: Sequence[Fingerprint]) -> list[DuplicatePair]:
         block = slice(top, top + _BLOCK_SIZE)
         distances = (64 - signs[block] @ signs.T) / 2
         is_similar = (distances <= MAX_HASH_DISTANCE) & (thumbnails[block] @ thumbnails.T >= MIN_CORRELATION)
-        # For images with a single grey value, the correlation is undefined, and only identical files are duplicates.
+        # For images with a single grey value, the correlation is undefined, so that only identical files are found.
         is_identical = digests[block, None] == digests
         for row, column in np.argwhere(is_similar | is_identical).tolist():
             if top + row < column:

@@ -32,10 +32,11 @@ def load_detection_dataset(path: Path | str, split: str | None = None) -> Detect
     """Load the dataset at `path`: a folder, a YOLO `.yaml`, a COCO `.json`, or the name of a known dataset.
 
     In a folder, a YOLO `.yaml` takes precedence over COCO files, and COCO files over other labels. Invalid labels are
-    fixed or dropped individually and recorded in `issues`. Only the headers of the images are read.
+    fixed or dropped individually and recorded in `issues`. Only the headers of the images are read. If `split` is
+    given, only the images of this split are returned.
 
-    Raise UsageError if the path or the split does not exist, and ChromaboxError if the path contains no labelled images
-    in a known format.
+    Raise UsageError if the path or the split does not exist, the file type is not supported, or a folder contains more
+    than one YOLO `.yaml`. Raise ChromaboxError if the path contains no labelled images in a known format.
     """
     source = resolve_dataset(path)
     suffix = source.suffix.lower() if source.is_file() else ""
@@ -71,7 +72,7 @@ def resolve_dataset(path: Path | str) -> Path:
         return source
     if name not in KNOWN_DATASETS:
         known = ", ".join(KNOWN_DATASETS)
-        raise UsageError(f"{path} does not exist: expected a folder, .yaml or .json of a dataset, or {known}")
+        raise UsageError(f"{path} does not exist: expected the folder, .yaml or .json of a dataset, or {known}")
     mirror = os.environ.get("CHROMABOX_MIRROR", "")
     if mirror.startswith("file://"):
         mirror = urllib.request.url2pathname(urlsplit(mirror).path)
@@ -81,5 +82,5 @@ def resolve_dataset(path: Path | str) -> Path:
             return folder / name
     raise UsageError(
         f"{name} is neither in CHROMABOX_MIRROR nor in {cache_folder()}: download it from {KNOWN_DATASETS[name]} and "
-        f"unpack it there as the folder {name}, or use the path of its folder"
+        f"unpack it as the folder {name} in one of these two folders, or use the path of its folder"
     )

@@ -21,11 +21,12 @@ def train_val_split(
 ) -> DetectionDataset:
     """Assign each image to the split ``train`` or ``val``. Existing splits are replaced.
 
-    About ``val_fraction`` of the boxes of each class, and of the images without boxes, are held out. Duplicates and
-    near-duplicates are assigned to the same split. The result depends only on the images and ``seed``.
+    About ``val_fraction`` of the boxes of each class, and of the images without boxes, are held out for validation.
+    Duplicates and near-duplicates are assigned to the same split. Equal images, fractions and seeds give equal results.
 
-    ``duplicates`` is the result of ``find_duplicates``, which may include pairs of other images. If it is None, all
-    images are decoded to find the duplicates. Images that cannot be decoded are dropped and recorded in ``issues``.
+    ``duplicates`` is the result of ``find_duplicates``, which may include pairs of other images. If ``duplicates`` is
+    None, all images are decoded to find the duplicates. Images that cannot be decoded are dropped and recorded in
+    ``issues``.
 
     Raise UsageError if the fraction is out of range, and ChromaboxError if there are fewer than two distinct images.
     """
@@ -38,8 +39,10 @@ def train_val_split(
     samples = [sample for sample in data.samples if sample.path not in errors]
     groups = _duplicate_groups([sample.path for sample in samples], duplicates)
     if len(groups) < 2:
-        raise ChromaboxError(f"{len(samples)} images are too few to split: expected at least 2 distinct images")
-    # The numbers of boxes of each class, of images without boxes, and of all images, by group.
+        raise ChromaboxError(
+            f"dataset too small to split (images: {len(samples)}): expected at least 2 distinct images"
+        )
+    # For each group: the number of boxes of each class, of images without boxes, and of all images.
     counts = np.zeros((len(groups), len(data.classes) + 2))
     for row, group in zip(counts, groups, strict=True):
         for class_ids in (samples[index].class_ids for index in group):
@@ -55,7 +58,7 @@ def train_val_split(
 
 
 def _duplicate_groups(paths: Sequence[Path], duplicates: Sequence[DuplicatePair]) -> list[list[int]]:
-    """Group the indices of images that are connected by duplicates. Other images are groups of a single image."""
+    """Group the indices of images that are direct or indirect duplicates. Every other image is a separate group."""
     group: dict[Path, list[int]] = {}
     for index, path in enumerate(paths):
         group.setdefault(path, []).append(index)
@@ -70,10 +73,10 @@ def _duplicate_groups(paths: Sequence[Path], duplicates: Sequence[DuplicatePair]
 def _iterative_stratification(
     counts: Float64[np.ndarray, "groups categories"], val_fraction: float, rng: np.random.Generator
 ) -> Bool[np.ndarray, " groups"]:
-    """Return which groups are held out, by iterative stratification into two subsets.
+    """Return which groups are held out for validation, by iterative stratification into two subsets.
 
-    The rarest category is distributed first. Each of its groups is assigned to the subset with the greatest remaining
-    demand for this category (Sechidis, Tsoumakas and Vlahavas 2011, algorithm 1). Neither subset is empty.
+    The rarest category is distributed first. Each group with this category is assigned to the subset with the greatest
+    remaining demand for this category (Sechidis, Tsoumakas and Vlahavas 2011, algorithm 1). Neither subset is empty.
     """
     demand = np.array([1 - val_fraction, val_fraction])[:, None] * counts.sum(0)
     order = rng.permutation(len(counts))
@@ -83,7 +86,7 @@ def _iterative_stratification(
         category = int(np.where(remaining > 0, remaining, np.inf).argmin())
         groups = [int(group) for group in order if assignment[group] < 0 and counts[group, category] > 0]
         for group in sorted(groups, key=lambda group: -counts[group, category]):
-            # If the demand is equal, the subset with the greater demand for images is chosen.
+            # If both demands are equal, the subset with the greater demand for images is chosen.
             subset = max((0, 1), key=lambda subset: (demand[subset, category], demand[subset, -1]))
             assignment[group] = subset
             demand[subset] -= counts[group]

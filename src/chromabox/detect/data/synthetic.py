@@ -1,7 +1,7 @@
 """Synthetic detection datasets: enlarged CIFAR-10 images on photographs and plain backgrounds.
 
-The training, validation and test splits contain different CIFAR-10 images (the test split contains CIFAR-10's test
-images), and their backgrounds are cut from different strips of the photographs.
+The training, validation and test splits contain different CIFAR-10 images. The images in the test split are CIFAR-10's
+test images. The backgrounds of the three splits are cut from different strips of the photographs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,22 +27,22 @@ from chromabox.io.images import write_image
 DEFAULT_COUNTS = {"train": 120, "val": 40, "test": 40}
 #: Default classes: two that are also COCO classes, and two that are not.
 DEFAULT_CLASSES = ("airplane", "horse", "frog", "ship")
-#: Strip of the photographs from which the backgrounds of each split are cut: start and end as fractions of the width.
+#: Strip of the photographs from which backgrounds are cut, for each split: left and right as fractions of the width.
 SPLIT_STRIPS = {"train": (0.0, 0.6), "val": (0.6, 0.8), "test": (0.8, 1.0)}
 #: Photographs from scikit-image that contain no objects of the CIFAR-10 classes.
 BACKGROUND_PHOTOS = ("coffee", "rocket", "brick", "grass", "gravel", "immunohistochemistry", "hubble_deep_field")
-#: Fraction of plain backgrounds, maximum number of objects per image, and range of the side lengths of objects as
-#: fractions of the shorter side of the image.
+#: Fraction of plain backgrounds, maximum number of objects per image, and minimum and maximum side length of objects
+#: as fractions of the shorter side of the image.
 PLAIN_FRACTION, MAX_OBJECTS, OBJECT_SIZES = 0.3, 4, (0.15, 0.45)
-#: Number of attempts to find a free position before an object is omitted.
+#: Number of attempts to find a free position for an object before the object is omitted.
 _MAX_TRIES = 20
-#: Minimum side length of an image at which the smallest objects are still distinguishable.
+#: Minimum side length of an image in pixels, for which the smallest objects are still recognisable.
 MIN_IMAGE_SIZE = 64
 
 
 @dataclass(frozen=True)
 class Objects:
-    """RGB images of 32 × 32 pixels, uint8, and their classes as indices into the class names of the dataset."""
+    """RGB images (uint8, 32 × 32 pixels) and their classes, as indices into the class names of the dataset."""
 
     images: UInt8[np.ndarray, "objects 3 32 32"]
     class_ids: Int64[np.ndarray, " objects"]
@@ -62,7 +62,7 @@ def make_synthetic_dataset(
     """Write a YOLO dataset (data.yaml, images/ and labels/) to a new folder; return the number of boxes in each split.
 
     Args:
-        folder: output folder, which must be empty or must not exist. It is created once all files are complete.
+        folder: output folder, which must be empty or must not exist. The folder is created when all files are complete.
         classes: CIFAR-10 classes, in the order of the class indices.
         counts: number of images in ``train``, ``val`` and ``test``.
         size: side length of the images in pixels, at least 64.
@@ -116,7 +116,7 @@ def load_cifar_objects(classes: Sequence[str], download_progress: Progress | Non
     Raise UsageError if a class is unknown or given twice.
     """
     if len(set(classes)) < len(classes):
-        raise UsageError(f"classes: {', '.join(classes)}: expected unique names")
+        raise UsageError(f"classes: {', '.join(classes)}: expected each name only once")
     images, labels = load_cifar10("train", classes, progress=download_progress)
     test_images, test_labels = load_cifar10("test", classes, progress=download_progress)
     first_val = len(images) * 9 // 10
@@ -154,7 +154,7 @@ def paste_objects(
 
 
 def sample_background(split: str, size: int, rng: np.random.Generator) -> RgbImage:
-    """Return a plain colour, or a random square crop of the split's strip of a photograph, resized to ``size``."""
+    """Return a plain background, or a random square from the split's strip of a photograph, resized to ``size``."""
     if rng.random() < PLAIN_FRACTION:
         return np.full((size, size, 3), rng.integers(0, 256, 3), np.uint8)
     strip = _photo_strip(split, BACKGROUND_PHOTOS[rng.integers(len(BACKGROUND_PHOTOS))])

@@ -1,8 +1,10 @@
-"""Validation of detection datasets (counts, label issues, damaged images and duplicates), and cleaned copies.
+"""Validation of detection datasets, and cleaned copies of them.
+
+Validation counts images and boxes, and finds invalid labels, damaged images and duplicates.
 
 A cleaned copy is written in YOLO format. The original is not modified. The copy omits invalid labels, damaged images
-and exact duplicates. Of duplicates in different splits, the training image is omitted, so that the validation set
-remains unchanged. Near-duplicates are only reported.
+and exact duplicates. If identical images are in different splits, the training image is omitted, so that the validation
+set remains unchanged. Near-duplicates are only reported.
 """
 
 import shutil
@@ -29,7 +31,7 @@ from chromabox.engine.checkpoint import write_json
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import UsageError
 
-#: Number of boxes below which a class is reported as rare. Results on so few boxes are not significant.
+#: Number of boxes below which a class is reported as rare. Results for so few boxes are not significant.
 MIN_BOXES_PER_CLASS = 5
 
 
@@ -44,7 +46,7 @@ class DatasetReport:
 
     @property
     def leaks(self) -> tuple[DuplicatePair, ...]:
-        """Duplicates in different splits. They make validation results optimistic."""
+        """Duplicates and near-duplicates in different splits. They make validation results too optimistic."""
         splits = {sample.path: sample.split for sample in self.data.samples}
         return tuple(pair for pair in self.duplicates if splits[pair.first] != splits[pair.second])
 
@@ -107,25 +109,28 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
 
     `source` is the path from which the dataset was loaded. The copy is written atomically.
 
-    Return the contents of repair.json: the numbers of images ("pictures") and boxes, and the changes from the original,
-    one line per change. Raise UsageError if `output` exists or is inside the source, and ChromaboxError if `output`
-    cannot be written.
+    Return the contents of repair.json: "pictures" and "boxes" are the numbers of images and boxes, and "changes" is a
+    list with one line for each change from the original.
+
+    Raise UsageError if `output` exists or is inside `source`, and ChromaboxError if `output` cannot be written.
     """
     if output.exists():
         raise UsageError(f"--repair: {output} already exists; choose a new folder")
     if source.is_dir() and source.resolve() in output.resolve().parents:
-        raise UsageError(f"--repair: {output} is inside {source}, which must not be modified; choose another folder")
+        raise UsageError(
+            f"--repair: {output} is inside {source}, which must not be modified; choose a folder outside the dataset"
+        )
     data = dataset_report.data
     samples, changes = _select_samples(dataset_report)
     with atomic_folder(output) as folder:
         for sample in samples:
             image_path, number = folder / "images" / (sample.split or "train") / sample.path.name, 1
-            while label_path(image_path).exists():  # Names can be repeated in the folders of a split.
+            while label_path(image_path).exists():  # Images in several folders can have the same name.
                 number += 1
                 image_path = image_path.with_stem(f"{sample.path.stem}-{number}")
             for path in (image_path, label_path(image_path)):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            # The image is not linked, because changes to a linked copy would also change the original.
+            # The image is copied rather than linked, because changes to a link would also change the original.
             shutil.copyfile(sample.path, image_path)
             height, width = sample.size
             boxes = xyxy_to_cxcywh(sample.boxes) / [width, height, width, height]
@@ -160,7 +165,7 @@ def _select_samples(dataset_report: DatasetReport) -> tuple[list[Sample], list[s
     changes = [str(issue) for issue in dataset_report.issues if issue.issue_type != "huge box"]
     damaged = {issue.path for issue in dataset_report.issues if issue.issue_type == "damaged picture"}
     crowds = [
-        f"{sample.path}: {int(sample.is_crowd.sum())} crowd boxes, which the YOLO format does not support; dropped"
+        f"{sample.path}: crowd boxes, which the YOLO format does not support: {int(sample.is_crowd.sum())} dropped"
         for sample in samples
         if sample.is_crowd.any()
     ]

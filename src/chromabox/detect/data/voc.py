@@ -1,4 +1,4 @@
-"""Pascal VOC annotations: an XML file for each image with the class name and corners of each object.
+"""Pascal VOC annotations: an XML file for each image, with the class names and corners of all objects.
 
 VOC counts pixels from 1, and the corner pixels belong to the box: xmin = 1 is the left edge of the image, and xmax is
 the right edge of the pixel with this number. Objects marked as difficult are kept.
@@ -24,7 +24,7 @@ from chromabox.detect.data.dataset import (
 
 
 def voc_files(folder: Path) -> list[Path]:
-    """Return the .xml files in a folder that are annotations."""
+    """Return the .xml files in a folder that contain annotations."""
     found = []
     for path in iter_files(folder, {".xml"}):
         with contextlib.suppress(OSError), path.open("rb") as file:
@@ -36,8 +36,9 @@ def voc_files(folder: Path) -> list[Path]:
 def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
     """Read all annotated images. The classes are the object names in alphabetical order.
 
-    Splits are read from lists and tables (`.txt`, `.csv`) named train…, val… or test… that contain image names. The
-    split of an image that no list contains is inferred from the folder names. Images without an annotation are ignored.
+    The image names of each split are read from lists (`.txt`) and tables (`.csv`) named train…, val… or test…. The
+    split of an image that is not in any list or table is inferred from the folder names. Images without an annotation
+    are ignored.
     """
     by_stem = {path.stem: path for path in iter_files(root)}
     split_lists = _read_split_lists(root)
@@ -77,7 +78,7 @@ def _iter_labels(
             reason = "bndbox: expected numbers for xmin, ymin, xmax and ymax"
             builder.drop("unreadable label", file, line, reason)
             continue
-        # The width of a box with xmax = xmin must remain zero, although the box includes both corner pixels.
+        # The size of a box with xmax = xmin or ymax = ymin must remain zero, so that the box is reported as invalid.
         shift = 1.0 if right > left and bottom > top else 0.0
         yield RawLabel(line, classes.index(name), (left - shift, top - shift, right, bottom))
 
@@ -95,14 +96,14 @@ def _parse_xml(file: Path) -> tuple[Element, list[tuple[int, str, Element]]]:
 
 
 def _read_split_lists(root: Path) -> dict[str, str]:
-    """Return the split of each image, by file name without suffix, from the first list or table that contains it.
+    """Return the splits, keyed by image name without suffix. The first list or table with a name determines its split.
 
-    The image names are in the column `filename` of a table, or are the first word of each line of a list.
+    A table contains the image names in the column `filename`, and a list contains them as the first word of each line.
     """
     splits: dict[str, str] = {}
     for path in iter_files(root, {".csv", ".txt"}):
         split = path.stem.split("_")[0]
-        # VOC also has such lists for each class (dog_train.txt). Only names that start with a split name are used.
+        # VOC also has lists for each class (dog_train.txt). Only files whose names start with a split name are used.
         if not SPLIT_NAME.fullmatch(split):
             continue
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:

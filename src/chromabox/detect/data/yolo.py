@@ -28,7 +28,7 @@ from chromabox.io.images import IMAGE_SUFFIXES
 CLASS_NAME_FILES = ("classes.txt", "obj.names", "names.txt")
 #: Text files that never contain labels.
 _NON_LABEL_FILES = {*CLASS_NAME_FILES, "readme.txt", "license.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}
-#: At least five numbers: the first line of a file with labels.
+#: Pattern of the first line of a file with labels: at least five numbers.
 _FIRST_LABEL = re.compile(r"\s*([-+.\de]+\s+){4,}[-+.\de]+\s*", re.IGNORECASE)
 
 
@@ -53,7 +53,7 @@ def read_yolo(source: Path) -> DetectionDataset:
         labels = _read_labels(label_path(path), len(class_names) or sys.maxsize, builder)
         builder.add_image(path, split, label_path(path), labels)
     known = {label_path(path) for _, path in images}
-    for path in iter_files(source, {".txt"}):  # There are none if the source is a file.
+    for path in iter_files(source, {".txt"}):  # There are no such files if ``source`` is a file.
         if path in known or path.name.lower() in _NON_LABEL_FILES:
             continue
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -68,8 +68,8 @@ def read_yolo(source: Path) -> DetectionDataset:
 def label_path(image_path: Path) -> Path:
     """Return the path of an image's label file.
 
-    The last `images` folder in the image path is replaced by `labels`. The label file is next to the image if there is
-    no such folder, or if it exists only there.
+    The last `images` folder in the image path is replaced by `labels`. If there is no such folder, or if only a label
+    file next to the image exists, the path next to the image is returned.
     """
     parts = list(image_path.parts)
     positions = [index for index, part in enumerate(parts[:-1]) if part == "images"]
@@ -82,7 +82,7 @@ def label_path(image_path: Path) -> Path:
 
 
 def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Iterator[RawLabel]:
-    """Yield the labels (boxes or polygons) in a file. Yield none if the file does not exist."""
+    """Yield the labels (boxes or polygons) in a file. Yield nothing if the file does not exist."""
     try:
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -101,10 +101,10 @@ def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Ite
             continue
         class_id, coordinates = values[0], values[1:]
         if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-            reason = f"{len(values)} numbers; expected 5, or a class and at least 3 corners"
+            reason = f"the number of values is {len(values)}; expected 5, or a class and at least 3 corners"
             builder.drop("unreadable label", source, number, reason)
         elif not class_id.is_integer() or class_id < 0:
-            reason = f"{words[0]} is not a class number; expected an integer from 0"
+            reason = f"{words[0]} is not a class number; expected a non-negative integer"
             builder.drop("unknown class", source, number, reason)
         elif class_id >= num_classes:
             reason = f"class {int(class_id)} is not defined; expected 0 to {num_classes - 1}"
@@ -119,7 +119,7 @@ def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Ite
 
 
 def _find_images(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Return the images in a folder with their splits, and the class names, which are empty without a file of names."""
+    """Return the images in a folder with their splits, and the class names in ``classes.txt`` or a similar file."""
     images = [(split_from_path(path, folder), path) for path in iter_files(folder)]
     if not any(label_path(path).is_file() for _, path in images):
         raise ChromaboxError(
@@ -131,13 +131,13 @@ def _find_images(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file that are not empty, without surrounding spaces."""
+    """Return the non-empty lines of a text file, without leading and trailing spaces."""
     lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
 def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Return the images that a .yaml file describes, with their splits, and the class names, which can be missing."""
+    """Return the images that a .yaml file describes, with their splits, and the class names, if any."""
     content = _load_yaml(yaml_path)
     base = Path(str(content.get("path") or "."))
     # Paths may be relative to `path`, to the folder of the .yaml file, or to a sibling folder. The first match is used.
@@ -160,15 +160,17 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise ChromaboxError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+        raise ChromaboxError(
+            f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); expected a dataset description"
+        ) from error
     if not isinstance(content, dict) or not {"train", "val", "test"} & content.keys():
         raise ChromaboxError(f"{path}: does not describe a dataset; expected train: or val: with a folder of images")
     return content
 
 
 def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) -> list[Path]:
-    """Return the images of an entry: a folder, a list of paths (.txt, one per line) or a single image."""
-    # Some programs write ../train/images for a folder next to the file.
+    """Return the images of an entry in a .yaml file: a folder, a .txt list of paths (one per line) or one image."""
+    # Some programs write ../train/images for a folder next to the .yaml file.
     candidates = [root / name for name in dict.fromkeys((entry, entry.removeprefix("../"))) for root in roots]
     found = next((candidate for candidate in candidates if candidate.exists()), None)
     if found is None:

@@ -1,6 +1,6 @@
 """Bootstrap confidence intervals of AP: detections are matched once, and images are resampled.
 
-For a weighted set of images, the AP equals the AP that faster-coco-eval computes for the same set, which is tested. The
+Tests verify that the AP of a resampled set equals the AP that faster-coco-eval computes for the same images. The
 intervals therefore apply to the reported values.
 """
 
@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int64
 
 from chromabox.detect.evaluation.metrics import RECALL_THRESHOLDS, Matches
 
-#: Number of resampled sets that are evaluated together. It limits memory use.
+#: Number of resampled sets that are evaluated at a time. A small number limits memory use.
 _RESAMPLES_PER_CHUNK = 100
 
 
@@ -20,8 +20,8 @@ def bootstrap_ap(
 ) -> dict[str, Float64[np.ndarray, " samples"]]:
     """Compute ``ap`` and ``ap50`` of ``num_resamples`` sets of images, drawn with replacement (Efron 1979).
 
-    The sets have the original size. The result is NaN for a set without boxes. The same seed gives the same sets. Two
-    detectors on the same images can therefore be compared sample by sample.
+    Each set has the original number of images. The values are NaN for a set without boxes. Equal seeds give equal sets,
+    so that two detectors evaluated on the same images can be compared sample by sample.
     """
     num_images = len(matches.num_truths)
     rng = np.random.default_rng(seed)
@@ -34,7 +34,7 @@ def bootstrap_ap(
 
 
 def _mean_ap(tables: Float64[np.ndarray, "samples thresholds classes"]) -> dict[str, Float64[np.ndarray, " samples"]]:
-    """Return ``ap`` and ``ap50``: means over the classes with ground truth in a sample, or NaN if there are none."""
+    """Return ``ap`` and ``ap50``: means over the classes with ground truth in a sample, or NaN without such classes."""
     has_truth = np.isfinite(tables[:, 0])
     num_classes = np.where(has_truth.any(axis=1), has_truth.sum(axis=1), np.nan)
     per_class = {"ap": tables.mean(axis=1), "ap50": tables[:, 0]}
@@ -64,8 +64,9 @@ def paired_difference(
 ) -> dict[str, tuple[float, tuple[float, float]]]:
     """Compute the differences ``after`` − ``before`` in ``ap`` and ``ap50``, with their 95 % confidence intervals.
 
-    Both detectors must be evaluated on the same images in the same order. The samples of both detectors are the same
-    resampled sets. Easy and hard images, which affect both detectors, therefore do not widen the intervals.
+    Both detectors must be evaluated on the same images in the same order. The resampled sets are the same
+    for both detectors. The varying difficulty of the images, which affects both detectors, therefore does not widen the
+    intervals.
     """
     all_images = np.ones((1, len(before.num_truths)), np.int64)
     estimates = [_mean_ap(weighted_average_precision(matches, all_images)) for matches in (before, after)]
@@ -80,7 +81,7 @@ def paired_difference(
 def weighted_average_precision(
     matches: Matches, weights: Int64[np.ndarray, "samples images"]
 ) -> Float64[np.ndarray, "samples thresholds classes"]:
-    """Compute COCO's AP of sets in which each image occurs ``weights`` times.
+    """Compute COCO's AP for each set of images. ``weights`` is the number of times that an image occurs in a set.
 
     The AP of a class without ground truth is NaN. Otherwise, AP is the mean, over 101 recall thresholds, of the maximum
     precision at recalls not below the threshold.

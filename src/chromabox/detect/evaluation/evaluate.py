@@ -37,7 +37,7 @@ class DetectionEvaluation:
     """Number of ground-truth boxes of each class."""
     coco: metrics.AveragePrecision
     ap_interval: tuple[float, float]
-    """95 % confidence interval of ``coco.ap`` over images."""
+    """95 % confidence interval of ``coco.ap``, computed by resampling the images."""
     ap50_interval: tuple[float, float]
     course: metrics.AveragePrecision
     """AP as defined in the course."""
@@ -49,7 +49,7 @@ class DetectionEvaluation:
     warnings: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything except the curves and the matches as JSON values. NaN becomes None.
+        """Return all metrics as JSON values, without the curves and the matches. NaN becomes None.
 
         ``course`` contains the course's AP. ``best`` contains the confidence with the highest F1, and precision, recall
         and F1 at this confidence.
@@ -97,7 +97,7 @@ def evaluate_detector(
 
     Args:
         detector: the detector.
-        data: labelled images. Their classes are matched to the classes of the detector by name, see
+        data: labelled images. Their classes are matched to the classes of the detector by name; see
             :func:`~chromabox.detect.data.dataset.remap_classes`.
         size: side length of the square network input in pixels; None for the detector's default.
         confidence: confidence threshold in [0, 1].
@@ -105,14 +105,14 @@ def evaluate_detector(
         num_resamples: number of bootstrap samples for the confidence intervals.
         show_progress: whether to show a progress bar.
 
-    Raise ChromaboxError if the detector has none of the dataset's classes, or if there is no ground-truth box.
+    Raise ChromaboxError if the detector has none of the dataset's classes, or if the images have no ground-truth boxes.
     """
     remapped, unknown = remap_classes(data, detector.classes)
     warnings: list[str] = []
     if unknown:
         num_boxes, num_known = (sum(len(sample.boxes) for sample in each.samples) for each in (data, remapped))
         names = ", ".join(unknown)
-        warnings.append(f"classes missing from the model: {names}; {num_boxes - num_known} boxes are ignored")
+        warnings.append(f"classes missing from the model: {names}; number of boxes ignored: {num_boxes - num_known}")
     predictions: list[metrics.ImagePredictions] = []
     options = InferenceOptions.for_detector(detector, confidence, iou, None, size)
     results = detect_files([sample.path for sample in remapped.samples], detector, options)
@@ -132,9 +132,9 @@ def evaluate_detector(
 def evaluate_predictions(
     predictions: Sequence[metrics.ImagePredictions], data: DetectionDataset, *, num_resamples: int = 1000
 ) -> DetectionEvaluation:
-    """Evaluate predictions, which are in the order of the dataset's images and have the dataset's class indices.
+    """Evaluate predictions, one for each image of the dataset in the same order, with the dataset's class indices.
 
-    Raise ChromaboxError if there is no ground-truth box.
+    Raise ChromaboxError if the images have no ground-truth boxes.
     """
     truth, num_classes = data.samples, len(data.classes)
     matches = metrics.match_coco(predictions, truth, num_classes)
@@ -142,7 +142,7 @@ def evaluate_predictions(
     num_occurring, num_rare = int((box_counts > 0).sum()), int((box_counts[box_counts > 0] < MIN_BOXES_PER_CLASS).sum())
     if not num_occurring:
         raise ChromaboxError("the images have no ground-truth boxes: expected a labelled dataset")
-    fewer = f"have fewer than {MIN_BOXES_PER_CLASS} boxes: their AP is not reliable"
+    fewer = f"AP is not reliable for classes with fewer than {MIN_BOXES_PER_CLASS} boxes"
     coco = metrics.coco_average_precision(predictions, truth, num_classes)
     bootstrap = bootstrap_ap(matches, num_resamples=num_resamples)
     return DetectionEvaluation(
@@ -156,7 +156,7 @@ def evaluate_predictions(
         pr_curves=metrics.precision_recall_curves(matches),
         confusion_matrix=metrics.detection_confusion_matrix(predictions, truth, num_classes),
         matches=matches,
-        warnings=(f"{num_rare} of {num_occurring} classes {fewer}",) if num_rare else (),
+        warnings=(f"{fewer}: {num_rare} of {num_occurring} classes",) if num_rare else (),
     )
 
 
@@ -167,10 +167,10 @@ def default_split(data: DetectionDataset) -> str | None:
 
 
 def find_leaks(data: DetectionDataset, split: str, *, max_images: int = 5000) -> list[tuple[Path, Path]]:
-    """Return pairs of duplicates or near-duplicates with the first image inside and the second outside ``split``.
+    """Return pairs of duplicates or near-duplicates. Only the first image of each pair is in ``split``.
 
-    The result is empty for a dataset with more than ``max_images`` images. Checking it would take minutes.
-    ``chromabox data check`` has no limit.
+    The result is empty for a dataset with more than ``max_images`` images, because the check would take minutes.
+    ``chromabox data check`` has no such limit.
     """
     splits = {sample.path: sample.split for sample in data.samples}
     if len(data.splits) < 2 or len(splits) > max_images:

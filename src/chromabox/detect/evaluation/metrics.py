@@ -46,15 +46,15 @@ class Matches:
     """Detections of all images in decreasing order of score, and whether they match a ground-truth box."""
 
     image_ids: Int64[np.ndarray, " detections"]
-    """Index of the image of each detection."""
+    """Image index of each detection."""
     class_ids: Int64[np.ndarray, " detections"]
     scores: Float64[np.ndarray, " detections"]
     is_match: Bool[np.ndarray, "thresholds detections"]
-    """Whether the detection is a true positive at the IoU threshold."""
+    """Whether a detection is a true positive at an IoU threshold."""
     is_counted: Bool[np.ndarray, "thresholds detections"]
-    """False for a detection on a crowd, which is neither a true positive nor a false positive."""
+    """False for an unmatched detection inside a crowd, which is neither a true positive nor a false positive."""
     num_truths: Int64[np.ndarray, "images classes"]
-    """Number of ground-truth boxes, without crowds."""
+    """Number of ground-truth boxes of each class in each image, without crowds."""
 
 
 def match_coco(predictions: Sequence[ImagePredictions], ground_truth: Sequence[Sample], num_classes: int) -> Matches:
@@ -90,7 +90,7 @@ def _match_boxes(overlaps: Float64[np.ndarray, "detections truths"]) -> Bool[np.
     # Most detections do not reach the lowest threshold and are skipped.
     for index in np.flatnonzero(overlaps.max(axis=1, initial=0.0) >= IOU_THRESHOLDS[0]):
         free_overlaps = np.where(is_free, overlaps[index], -1.0)
-        # Among equal overlaps, COCO's code selects the last one.
+        # If several boxes have the same overlap, COCO's code selects the last one.
         best = num_truths - 1 - free_overlaps[:, ::-1].argmax(axis=1)
         matched = free_overlaps[levels, best] >= IOU_THRESHOLDS
         is_match[matched, index] = True
@@ -102,9 +102,9 @@ def match_course(predictions: Sequence[ImagePredictions], ground_truth: Sequence
     """Match detections by the course's rule: one matching for all thresholds, in decreasing order of IoU.
 
     In each image, pairs of a detection and a ground-truth box of the same class with an IoU of at least 0.5 are visited
-    in decreasing order of IoU, regardless of scores. If neither has been matched, the detection is matched to the box.
-    The detection is a true positive at every threshold up to this IoU. Crowds are ignored, since the course's labels
-    contain no crowds.
+    in decreasing order of IoU, regardless of scores. If neither has been matched, they are matched to each other. The
+    detection is then a true positive at every threshold up to the IoU of the pair. Crowds are ignored, since
+    the course's labels contain no crowds.
     """
     parts = []
     for index, (prediction, sample) in enumerate(zip(predictions, ground_truth, strict=True)):
@@ -135,7 +135,7 @@ def greedy_pairs(overlaps: Float64[np.ndarray, "rows columns"], min_overlap: flo
 def _concat_matches(
     parts: Sequence[tuple[np.ndarray, ...]], ground_truth: Sequence[Sample], num_classes: int
 ) -> Matches:
-    """Return the detections of all images in decreasing order of score. Equal scores keep the order of the images."""
+    """Return the detections of all images in decreasing order of score, and in image order for equal scores."""
     no_ids, no_matches = np.zeros(0, np.int64), np.zeros((len(IOU_THRESHOLDS), 0), bool)
     columns = zip((no_ids, no_ids, np.zeros(0), no_matches, no_matches), *parts, strict=True)
     image_ids, class_ids, scores, is_match, is_counted = (np.concatenate(column, axis=-1) for column in columns)
@@ -158,17 +158,17 @@ class AveragePrecision:
 
     @property
     def ap(self) -> float:
-        """Mean over the IoU thresholds 0.5 to 0.95 and over the classes with ground truth."""
+        """Mean AP over the IoU thresholds 0.5 to 0.95 and over the classes with ground truth."""
         return _nanmean(self.table)
 
     @property
     def ap50(self) -> float:
-        """Mean over the classes with ground truth at the IoU threshold 0.5."""
+        """Mean AP over the classes with ground truth at the IoU threshold 0.5."""
         return _nanmean(self.table[0])
 
     @property
     def per_class(self) -> Float64[np.ndarray, " classes"]:
-        """Mean over the IoU thresholds for each class."""
+        """AP of each class, averaged over the IoU thresholds."""
         return self.table.mean(axis=0)
 
 
@@ -215,7 +215,7 @@ def coco_average_precision(
 def course_average_precision(matches: Matches) -> AveragePrecision:
     """Compute the course's AP from the matches of :func:`match_course`.
 
-    The precision at each recall is replaced with the maximum precision at this or any higher recall, and interpolated
+    The precision at each recall is replaced by the maximum precision at this or any higher recall, and interpolated
     linearly between detections. The curve begins with precision 1 at recall 0 and ends with precision 0 at recall 1. AP
     is the area under the curve by the trapezoidal rule at the recalls 0, 0.01, …, 1.
     """
@@ -247,11 +247,11 @@ class PrecisionRecallCurves:
     precision_envelope: Float64[np.ndarray, "classes 101"]
     """Maximum precision at recalls of at least 0, 0.01, …, 1."""
     class_ids: Int64[np.ndarray, " classes"]
-    """Index of the class of each row. Only classes with ground truth have a row."""
+    """Class index of each row. Only classes with ground truth have a row."""
 
     @property
     def best_f1(self) -> tuple[float, float, float, float]:
-        """Confidence with the highest mean F1, and mean precision, recall and F1 over classes at this confidence."""
+        """Confidence with the highest F1 (mean over classes), and mean precision, recall and F1 at this confidence."""
         f1 = self.f1.mean(axis=0)
         best = int(f1.argmax())
         precision, recall = self.precision[:, best].mean(), self.recall[:, best].mean()
@@ -259,7 +259,7 @@ class PrecisionRecallCurves:
 
 
 def precision_recall_curves(matches: Matches, *, num_thresholds: int = 1001) -> PrecisionRecallCurves:
-    """Compute the curves of each class with ground truth. The precision is 1 where there are no detections."""
+    """Compute the curves of each class with ground truth. The precision is 1 at thresholds without detections."""
     confidence = np.linspace(0.0, 1.0, num_thresholds)
     num_truths = matches.num_truths.sum(axis=0)
     class_ids = np.flatnonzero(num_truths)
@@ -289,7 +289,7 @@ def detection_confusion_matrix(
     Rows are ground truth, and columns are predictions. The last row and the last column are the background.
 
     In each image, detections with a score of at least 0.25 are matched to ground-truth boxes with an IoU of at least
-    0.5, in decreasing order of IoU and regardless of their classes. Unmatched ground-truth boxes are counted as missed
+    0.5, in decreasing order of IoU and regardless of class. Unmatched ground-truth boxes are counted as missed
     (last column). Unmatched detections are false positives (last row).
     """
     table = np.zeros((num_classes + 1, num_classes + 1), np.int64)

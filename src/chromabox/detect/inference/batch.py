@@ -1,4 +1,4 @@
-"""Batch detection in images, folders and videos, as done by the command line.
+"""Batch detection in images, folders and videos, as on the command line.
 
 :func:`plan_detection_outputs` determines all inputs and output files before :func:`run_detection` starts.
 """
@@ -32,7 +32,7 @@ TABLE_FORMATS = {".json": "json", ".csv": "csv"}
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """An image or video: its path, its name in the results, and the path of the annotated copy (None: not written)."""
+    """An image or video. ``name`` is its name in the results. ``target`` is the annotated copy, if one is written."""
 
     source: Path
     name: str
@@ -41,7 +41,7 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """All inputs, the paths of the JSON and CSV files, and the folder for YOLO labels (None: not written)."""
+    """All inputs and output paths. ``json``, ``csv`` and ``label_folder`` are None for formats that are not written."""
 
     images: tuple[PlannedFile, ...]
     videos: tuple[PlannedFile, ...]
@@ -57,11 +57,11 @@ def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequen
         inputs: image and video files, and folders, which are searched for images.
         output: a folder, the path of the annotated copy of a single image or video, or a .json or .csv file for the
             boxes.
-        formats: formats to write. If empty, the suffix of ``output`` determines the format. Annotated copies are
-            written to a folder.
+        formats: formats to write. If empty, the suffix of ``output`` determines the format; if ``output`` is a
+            folder, annotated copies are written.
 
-    Raise UsageError for missing inputs, an output that is an input, two inputs with the same output file, and formats
-    that cannot be written to ``output``.
+    Raise UsageError for missing inputs, an output file that is also an input, two inputs with the same output file,
+    and formats that cannot be written to ``output``.
     """
     if not inputs:
         raise UsageError("no input given: expected at least one image, folder or video")
@@ -75,7 +75,7 @@ def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequen
     is_annotated = "images" in selected and single_format is None
     video_inputs = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
     image_inputs = [path for path in inputs if path not in video_inputs]
-    # Only an output folder inside an input folder contains earlier results.
+    # The images in an output folder inside an input folder are earlier results, not inputs.
     files = expand_inputs(image_inputs, None if single_format else output) if image_inputs else []
     targets: list[Path | None] = [None] * len(files)
     if is_annotated and image_inputs:
@@ -100,8 +100,8 @@ def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequen
         label = Path(image.name).with_suffix(".txt")
         if label in sources:
             raise UsageError(
-                f"{image.source} and {sources[label]} have the same label file {label}; process them separately "
-                "and use two folders"
+                f"{image.source} and {sources[label]} would be written to the same label file {label}; process "
+                "them separately, with different output folders"
             )
         sources[label] = image.source
     tables = {name: output if single_format else output / f"detections.{name}" for name in selected}
@@ -121,9 +121,9 @@ class BatchSummary:
 
     def __str__(self) -> str:
         counts = ((self.num_images, "images"), (self.num_frames, "frames"))
-        processed = " and ".join(f"{count} {name}" for count, name in counts if count) or "0 images"
+        processed = ", ".join(f"{name}: {count}" for count, name in counts if count) or "images: 0"
         rate = (self.num_images + self.num_frames) / max(self.seconds, 1e-9)
-        return f"{processed}, {self.num_boxes} boxes, {self.seconds:.1f} s ({rate:.1f} images/s)"
+        return f"{processed}, boxes: {self.num_boxes}; {self.seconds:.1f} s ({rate:.1f} images/s)"
 
 
 def run_detection(
@@ -132,8 +132,8 @@ def run_detection(
     """Process all planned inputs and write the outputs.
 
     An error in a file is recorded in the summary, and the other files are processed. Every image and video is logged.
-    Images are processed by ``workers`` threads (None: one per core). Raise ChromaboxError only if a JSON, CSV or class
-    list file cannot be written.
+    Images are processed by ``workers`` threads (None: one per core). Raise ChromaboxError only if the JSON file, the
+    CSV file or the list of classes cannot be written.
     """
     summary = BatchSummary()
     all_results: list[ImageDetections] = []
@@ -152,7 +152,7 @@ def run_detection(
             all_results.append(result)
 
     def process_image(planned: PlannedFile) -> ImageDetections | str:
-        """Detect objects in an image and write its files; return the detections, or an error message."""
+        """Detect objects in an image and write the outputs; return the detections, or an error message."""
         try:
             pixels = read_image(planned.source).pixels
             result = detect(planned, pixels)
@@ -163,7 +163,7 @@ def run_detection(
         return result
 
     def process_video(planned: PlannedFile) -> int:
-        """Detect objects in each frame of a video and write its files; return the number of frames."""
+        """Detect objects in each frame of a video and write the outputs; return the number of frames."""
         video, indices = probe_video(planned.source), itertools.count()
 
         def process_frame(pixels: Pixels) -> Pixels:
@@ -197,7 +197,7 @@ def run_detection(
             summary.errors.append(str(error))
         else:
             summary.num_frames += num_frames
-            log.info(f"{planned.name}: {num_frames} frames")
+            log.info(f"{planned.name} (number of frames: {num_frames})")
     summary.seconds = time.perf_counter() - start_time
     if plan.json is not None:
         outputs.write_coco_results(plan.json, all_results, detector.classes)

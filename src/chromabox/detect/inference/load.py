@@ -1,4 +1,4 @@
-"""Opening of detectors for inference. Other weight formats are exported to ONNX in the cache folder on first use."""
+"""Open detectors for inference. Weights that have not been exported are exported to the cache folder on first use."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def open_detector(
         if size is not None:
             detector.check_size(size)
         return detector
-    # Other weights, or an ONNX file of another program.
+    # The weights are in another format, or in an ONNX file of another program.
     source = resolve_weights(weights)
     if source.is_file() and (target := _cached_path(source, size)).is_file():
         try:
@@ -50,20 +50,20 @@ def open_detector(
         except UsageError:
             raise
         except ChromaboxError:
-            pass  # The file is damaged and is exported again.
+            pass  # The cached file is damaged. The weights are exported again.
     try:
         from chromabox.detect.weights.convert import export_detector
         from chromabox.detect.weights.load import load_detector
     except ImportError as error:
         raise missing_package(f"{weights}: a model that is not an exported .onnx file", error) from error
-    exported = load_detector(weights)  # Downloads pretrained weights that are missing.
+    exported = load_detector(weights)  # This also downloads missing pretrained weights.
     target = _cached_path(source, size)
     export_detector(exported, target, size=size)
     return load_onnx_detector(target, threads=threads, device=device)
 
 
 def _cached_path(source: Path, size: int | None) -> Path:
-    """Return the path of the exported weights in the cache folder, which contains a hash of the source file."""
+    """Return the path of the exported weights in the cache folder. The file name contains a hash of the source file."""
     architecture = source.with_suffix(".cfg")
     digests = [sha256_file(path)[:16] for path in (source, architecture) if path.is_file()]
     return cache_folder() / "onnx" / f"{source.stem}-{'-'.join(digests)}-{size or 'default'}.onnx"

@@ -1,10 +1,11 @@
 """Output of detections: annotated images, COCO results, CSV and YOLO labels.
 
-* COCO results: a JSON list of image_id, category_id, bbox (left, top, width, height in pixels) and score. For the 80
-  COCO classes, the category ids are COCO's, 1 to 90. Other classes are numbered from 1. The id of an image is its path
-  without suffix, or an integer if its name consists of digits (as in COCO).
+* COCO results: a JSON list with image_id, category_id, bbox (left, top, width, height in pixels) and score of each
+  box. For the 80 COCO classes, the category ids are COCO's, 1 to 90. Other classes are numbered from 1. The id of an
+  image is its path without suffix, or an integer if its name consists of digits (as in COCO).
 * CSV: one line per box, with the left, top, right and bottom of the box in pixels.
-* YOLO: one text file per image with class, centre, width and height as fractions of the image size, and score.
+* YOLO: one text file per image. Each line contains the class, the centre, width and height of a box as fractions of the
+  image size, and the score.
 """
 
 import csv
@@ -101,9 +102,9 @@ def annotate(pixels: Pixels, detections: Detections) -> UInt8[np.ndarray, "heigh
 def _place_label(
     box: Float32[np.ndarray, "4"], size: tuple[int, int], image_size: tuple[int, int], others: Sequence[_LabelBox]
 ) -> tuple[int, int]:
-    """Return the upper left corner of a label. Labels are placed above, in or below the box, and inside the image.
+    """Return the upper left corner of a label. A label is placed above, inside or below the box, within the image.
 
-    The first position without overlap with another label is used. If all positions overlap, the first one is used.
+    The first position that does not overlap another label is used, or the first of all if there is no such position.
     """
     left, top, right, bottom = (round(float(value)) for value in box)
     width, height = size
@@ -160,7 +161,7 @@ def write_csv(path: Path, results: Iterable[ImageDetections]) -> None:
 
 
 def write_yolo_labels(path: Path, result: ImageDetections) -> None:
-    """Write one line per box. The file is empty for an image without detections.
+    """Write YOLO labels, one line per box. The file is empty for an image without detections.
 
     Raise ChromaboxError if the file cannot be written.
     """

@@ -48,8 +48,8 @@ class InferenceOptions:
             if str(name_or_id).lower() not in indices:
                 examples = ", ".join(detector.classes[:5]) + (", …" if len(detector.classes) > 5 else "")
                 raise UsageError(
-                    f"classes: {name_or_id} is not one of the detector's {len(detector.classes)} classes ({examples}); "
-                    "use names or indices"
+                    f"classes: {name_or_id} is not a class of the detector; expected names or indices of its "
+                    f"classes (number of classes: {len(detector.classes)}; names: {examples})"
                 )
         class_ids = [indices[str(name_or_id).lower()] for name_or_id in classes]
         return cls(confidence, iou, np.array(class_ids, np.int64), size)
@@ -69,8 +69,8 @@ def detect_image(
     Args:
         pixels: upright RGB image [height, width, 3], uint8 or uint16.
         detector: the detector.
-        confidence: score threshold in [0, 1]. Each class of a box with a higher score is a separate detection. One box
-            can therefore be detected as several classes.
+        confidence: score threshold in [0, 1]. Every class of a box whose score exceeds the threshold gives a detection.
+            One box can therefore be detected as several classes.
         iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is applied to each class separately.
         classes: names (case-insensitive) or indices of the classes to detect; None for all classes.
         size: side length of the square network input in pixels, a multiple of the model's largest stride; None for the
@@ -99,7 +99,7 @@ def run_detector(pixels: Pixels, detector: DetectorModel, options: InferenceOpti
 def detect_files(
     paths: Iterable[Path], detector: DetectorModel, options: InferenceOptions, *, workers: int | None = None
 ) -> Iterator[Detections | str]:
-    """Yield the detections in each file, in the order of the files, or an error message if the file cannot be read.
+    """Yield, for each file in the given order, the detections or, if it cannot be read, an error message.
 
     The files are processed by ``workers`` threads (None: one per core).
     """
@@ -145,7 +145,7 @@ def postprocess(
 
 
 def check_not_url(path: Path | str) -> None:
-    """Raise UsageError if a path is a URL. ``Path`` has replaced the two slashes of a URL with one."""
+    """Raise UsageError if a path is a URL. In a ``Path``, the two slashes of a URL have been replaced by one."""
     if match := re.match(r"([a-z][a-z0-9+.-]+):/+", str(path), re.IGNORECASE):
         address = f"{match[1]}://{str(path)[match.end() :]}"
-        raise UsageError(f"{address} is an address, and addresses are not read: expected a path or an image")
+        raise UsageError(f"{address} is a URL, and URLs are not supported: expected a path or an image")

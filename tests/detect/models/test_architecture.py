@@ -74,7 +74,7 @@ def test_additional_class_adds_three_outputs_to_each_head(build: object, num_inp
 
 
 def test_zero_classes_are_rejected() -> None:
-    with pytest.raises(UsageError, match="classes is 0"):
+    with pytest.raises(UsageError, match="the number of classes is 0"):
         yolov3_tiny(0)
 
 
@@ -82,21 +82,27 @@ def test_zero_classes_are_rejected() -> None:
     ("layers", "message"),
     [
         ((Convolution(3, 1),), "has no yolo layer; expected at least one"),
-        (with_head(channels=13), r"layer 1 \(yolo\) is invalid: its input has 13 channels; expected 12 for 2 anch"),
+        (with_head(channels=13), r"layer 1 \(yolo\) is invalid: its input has 13 channels; expected 12 \(anchors: 2"),
         (with_head(Route((5,))), r"layer 0 \(route\) is invalid: its inputs are layers \(5,\)"),
         (with_head(Convolution(4, 3), Shortcut(-2)), "layer 1 .shortcut. is invalid: its inputs are layers"),
         (with_head(Convolution(4, 3), Convolution(5, 3), Shortcut(0)), "its inputs have 5 and 4 channels"),
         (with_head(Convolution(4, 3), MaxPool(2, 2), Route((0, 1))), "different sizes"),
-        (with_head(Upsample(2)), "its output is larger than the image"),
+        (
+            with_head(Upsample(2)),
+            "the upsampling factor does not divide the stride of its input; expected a divisor of 1",
+        ),
         (
             with_head(Convolution(4, 3, groups=2)),
-            "groups is 2; expected a common divisor of 3 input channels and 4",
+            r"groups is 2; expected a common divisor of the numbers of input channels \(3\) and filters \(4\)",
         ),
-        (with_head(Convolution(5, 3), Route((0,), 2, 1)), "groups is 2 and group_id is 1; expected a divisor"),
-        (with_head(Convolution(4, 3), Route((0,), 2, 2)), "groups is 2 and group_id is 2; expected a divisor"),
-        ((*with_head(), Convolution(3, 1)), "expected earlier layers, but not yolo layers"),
+        (with_head(Convolution(5, 3), Route((0,), 2, 1)), "groups is 2 and group_id is 1; expected groups to divide"),
+        (with_head(Convolution(4, 3), Route((0,), 2, 2)), "groups is 2 and group_id is 2; expected groups to divide"),
+        ((*with_head(), Convolution(3, 1)), "expected earlier layers that are not yolo layers"),
         ((*with_head(), Route((0,)), Yolo((0,), ANCHORS, 7)), "different numbers of classes"),
-        ((*with_head()[:1], Yolo((0, 2), ANCHORS, 1)), r"mask is \(0, 2\); expected indices of the 2 anchors"),
+        (
+            (*with_head()[:1], Yolo((0, 2), ANCHORS, 1)),
+            r"mask is \(0, 2\); expected anchor indices, at least 0 and below 2",
+        ),
         (with_head(Convolution(4, 3, groups=0)), "groups is 0; expected at least 1"),
         (with_head(MaxPool(2, 0)), "stride is 0; expected at least 1"),
     ],

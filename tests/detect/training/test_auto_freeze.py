@@ -67,6 +67,6 @@ def test_depth_is_chosen_and_trials_are_logged_as_a_table(recipe: str, tmp_path:
     assert len(tried) >= 2
     assert tried == candidates[: len(tried)]
     assert chosen.freeze in tried
-    assert "6 training images, validated on 2 others" in messages[0]
+    assert "training images: 6, validation images: 2" in messages[0]
     assert chosen.runtime is None
     assert {path.name for path in tmp_path.iterdir()} == {"set", "small.safetensors", "small.json"}

@@ -75,16 +75,16 @@ def test_duplicates_and_corrupt_images_give_warnings(tmp_path: Path) -> None:
     assert len(splits.warnings) == 3
     assert "c.png" in splits.warnings[0]
     val_path, train_path = dataset / "images/val/x.png", dataset / "images/train/a.png"
-    expected = f"1 of 2 validation images also occur in the training set ({val_path} as {train_path})"
+    expected = f"also occur in the training set: 1 of 2 (for example {val_path} as {train_path})"
     assert expected in splits.warnings[1]
-    assert splits.warnings[2] == "2 of 2 classes have fewer than 5 training boxes"
+    assert splits.warnings[2] == "classes with fewer than 5 training boxes: 2 of 2"
 
 
 def test_validation_on_the_training_images_gives_one_warning(tmp_path: Path) -> None:
     dataset = make_yolo_dataset(tmp_path, {f"train/{name}": BOX for name in "abcdef"}, CLASS_NAMES)
     (dataset / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [cat, dog, fox]\n")
     (warning,) = split_dataset(load_detection_dataset(dataset), 0, early_stopping=False).warnings
-    assert warning.startswith("6 of 6 validation images also occur in the training set")
+    assert warning.startswith("validation images that also occur in the training set: 6 of 6")
 
 
 def test_dataset_without_validation_split_holds_out_a_fifth(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_dataset_without_validation_split_holds_out_a_fifth(tmp_path: Path) -> N
     (dataset / "data.yaml").write_text("train: images/train\nnames: [cat, dog, fox]\n")
     splits = split_dataset(load_detection_dataset(dataset), 0, early_stopping=False)
     assert (len(splits.train.samples), len(splits.val.samples)) == (8, 2)
-    assert splits.warnings == ("no validation split: 2 of 10 images are held out",)
+    assert splits.warnings == ("no validation split; images held out for validation: 2 of 10",)
 
 
 def test_dataset_without_labelled_training_images_is_rejected(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_run_folder_is_a_detector_with_the_classes_of_the_data(
     assert summary["frozen"]["layers"] == 3
     assert {"ap", "ap50"} == summary["difference"].keys()
     assert summary["peak_memory"] > 50_000_000
-    assert any("the first 3 layers" in message for message in messages)
+    assert any("frozen layers: 3," in message for message in messages)
     assert {"train_box", "train_objectness", "train_class", "val_ap50"} <= read_metrics(tmp_path)[0].keys()
     assert not list(tmp_path.rglob("*.bin"))
 

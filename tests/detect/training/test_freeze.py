@@ -63,7 +63,7 @@ def test_freeze_all_bn_trains_kernels_only() -> None:
     assert all("convolution" in name and int(name.split(".")[1]) >= 2 for name in changed)
     # Layers 2 to 4 have 8 · 8 kernels of 3 × 3 each; the head has 16 rows of 8 weights and one bias.
     assert report.total_parameters - report.frozen_parameters == 3 * 8 * 8 * 9 + 16 * 9
-    assert "BatchNorm statistics of these layers are frozen, like those of all other layers" in str(report)
+    assert "BatchNorm statistics of these layers are frozen, and BatchNorm is frozen in all other layers" in str(report)
 
 
 def test_frozen_model_has_the_same_state_dict_and_outputs() -> None:
@@ -104,7 +104,7 @@ def test_report_counts_parameters() -> None:
     report = freeze(copy.deepcopy(model), 1)
     assert report.frozen_parameters == 3 * 8 * 9 + 2 * 8
     assert report.total_parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert "the first 1 layers with 232 of" in str(report)
+    assert "frozen layers: 1, with 232 of" in str(report)
     assert report.as_json()["parameters"] == 232
 
 

@@ -356,7 +356,7 @@ def test_bfloat16_outputs_give_a_float32_loss() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 4}, "num_classes is 4: expected the model's number, 3"),
+        ({"num_classes": 4}, "num_classes is 4: expected 3, the number of classes of the model"),
         ({"cls_pw": 0.0}, "cls_pw is 0.0"),
         ({"obj_pw": -1.0}, "obj_pw is -1.0"),
     ],

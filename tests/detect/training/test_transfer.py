@@ -91,5 +91,5 @@ def test_head_after_a_convolution_with_batch_norm_is_rejected() -> None:
     layers = (Convolution(6, 1), Yolo((0,), ((8.0, 8.0),), 1))
     detector = make_small_detector()
     model = DarknetModel(Architecture("odd", layers, size=32), detector.variant)
-    with pytest.raises(ChromaboxError, match="odd: cannot change the classes of head 1"):
+    with pytest.raises(ChromaboxError, match="odd: cannot change the classes of the head in layer 1"):
         replace_heads(Detector(model, ("a",), 32, {}), ["b"])

@@ -83,7 +83,7 @@ def test_damaged_file_is_rejected(exported: Path, tmp_path: Path, cache: Path) -
         ("format", "chromabox-palette", "the format is 'chromabox-palette'"),
         ("classes", None, "classes"),
         ("classes", "[", "not a detector exported by Chromabox"),
-        ("classes", '["cat", "dog"]', "the number of scores is 3, not 2"),
+        ("classes", '["cat", "dog"]', "the number of scores per box is 3, not 2"),
         ("size", "large", "invalid literal"),
         ("detector", "{}", "kind"),
         ("detector", "[]", "not a detector exported by Chromabox"),
@@ -94,7 +94,7 @@ def test_other_metadata_are_rejected(key: str, value: str | None, message: str, 
     metadata = {entry.key: entry.value for entry in model.metadata_props} | {key: value}
     onnx.helper.set_model_props(model, {name: text for name, text in metadata.items() if text is not None})
     onnx.save(model, tmp_path / "a.onnx")
-    with pytest.raises(ChromaboxError, match=rf"a\.onnx: .*{message}.*use chromabox export"):
+    with pytest.raises(ChromaboxError, match=rf"a\.onnx: .*{message}.*export the detector with chromabox export"):
         load_onnx_detector(tmp_path / "a.onnx")
 
 

@@ -136,7 +136,7 @@ def test_class_names_from_a_dictionary(ultralytics_modules: None, tmp_path: Path
 
 def test_too_many_class_names_are_rejected(ultralytics_modules: None, tmp_path: Path) -> None:
     save_model(tmp_path / "a.pt", nn.SiLU, ["a", "b", "c"])
-    with pytest.raises(ChromaboxError, match="the file has 3 class names; expected 2"):
+    with pytest.raises(ChromaboxError, match="the number of class names is 3; expected 2"):
         read_ultralytics(tmp_path / "a.pt")
 
 
@@ -224,9 +224,12 @@ def test_convolutions_of_yolov3_are_in_darknet_order(tmp_path: Path) -> None:
         (lambda state: state.update({"model.0.bn.bias": torch.ones(32).to_sparse()}), "model.0.bn.bias is not a plain"),
         (
             lambda state: [state.pop(name) for name in list(state) if name.startswith("model.4.1")],
-            "70 convolutions and 3",
+            "convolutions and heads in the file are 70 and 3",
         ),
-        (lambda state: [state.pop(name) for name in list(state) if ".m." in name], "72 convolutions and 0 heads"),
+        (
+            lambda state: [state.pop(name) for name in list(state) if ".m." in name],
+            "convolutions and heads in the file are 72 and 0",
+        ),
     ],
 )
 def test_invalid_state_dict_is_rejected(tmp_path: Path, change: object, message: str) -> None:
@@ -240,7 +243,7 @@ def test_invalid_state_dict_is_rejected(tmp_path: Path, change: object, message:
 
 def test_file_without_a_model_is_rejected(tmp_path: Path) -> None:
     torch.save([1, 2, 3], tmp_path / "a.pt")
-    with pytest.raises(ChromaboxError, match="the file has 0 convolutions and 0 heads"):
+    with pytest.raises(ChromaboxError, match="convolutions and heads in the file are 0 and 0"):
         read_ultralytics(tmp_path / "a.pt", ULTRALYTICS_9_0)
 
 

@@ -130,8 +130,8 @@ def test_file_that_is_not_a_zip_archive_is_rejected(tmp_path: Path, content: byt
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"a/other": b""}, r"0 data\.pkl"),
-        ({"a/data.pkl": b"", "b/data.pkl": b""}, r"2 data\.pkl"),
+        ({"a/other": b""}, r"0 files named data\.pkl"),
+        ({"a/data.pkl": b"", "b/data.pkl": b""}, r"2 files named data\.pkl"),
         ({"a/data.pkl": b""}, "damaged PyTorch file"),
         ({"a/data.pkl": b"\x80\x02}q\x00(X\x01"}, "damaged PyTorch file"),
         ({"a/data.pkl": b"\x80\x02."}, "damaged PyTorch file"),
@@ -160,5 +160,5 @@ def test_missing_file_and_missing_storage_are_rejected(tmp_path: Path) -> None:
 def test_oversized_member_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"a": torch.ones(1000)}, tmp_path / "a.pt")
     monkeypatch.setattr("chromabox.detect.weights.ultralytics.MAX_MEMBER_BYTES", 3999)
-    with pytest.raises(ChromaboxError, match=r"data/0 is larger than 3999 bytes"):
+    with pytest.raises(ChromaboxError, match=r"data/0 is too large; expected at most 3999 bytes"):
         load_untrusted(tmp_path / "a.pt")

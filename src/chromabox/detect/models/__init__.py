@@ -1,1 +1,1 @@
-"""Detector architectures, the network, and decoding of its outputs."""
+"""Detector architectures, their PyTorch model, and the decoding of the model outputs."""

@@ -1,11 +1,12 @@
-"""Detector architectures as lists of layers in Darknet's numbering, YOLOv3 and YOLOv3-tiny, and weight variants.
+"""Detector architectures as lists of layers, including YOLOv3 and YOLOv3-tiny, and the variants of detector weights.
 
-The input of a layer is the previous layer unless stated otherwise. The input of the first layer is the image.
-References to other layers are absolute indices. The number of frozen layers refers to these indices.
+Layers are numbered from 0, as in Darknet. The input of a layer is the output of the previous layer unless stated
+otherwise. The input of the first layer is the image. References to other layers are absolute indices. Freezing n layers
+freezes the layers 0 to n − 1.
 
-The three weight variants have the same shapes but different interpretations. Weights of the wrong variant load without
-an error but give worse detections. The variant is therefore specified with the weights and stored with them. It is
-never inferred from shapes.
+Weights of the three variants have the same shapes but must be interpreted differently. Weights that are loaded with the
+wrong variant cause no error but give worse detections. The variant is therefore specified when the weights are loaded
+and stored with them. It is never inferred from shapes.
 """
 
 from dataclasses import asdict, dataclass
@@ -21,10 +22,11 @@ Anchors = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Convolution:
-    """Convolution with ``filters`` kernels of ``size`` × ``size`` and zero padding ``pad`` (None: half the size).
+    """Convolution with ``filters`` kernels of ``size`` × ``size``, zero padding, and an activation.
 
-    With ``batch_normalise``, BatchNorm follows and the convolution has no bias. The meaning of the activation ``leaky``
-    depends on the weight variant.
+    ``pad`` is the padding in pixels on each side; None is half of ``size``, rounded down. With ``batch_normalise``,
+    BatchNorm follows and the convolution has no bias. The meaning of the activation ``leaky`` depends on the weight
+    variant.
     """
 
     filters: int
@@ -53,7 +55,10 @@ class Upsample:
 
 @dataclass(frozen=True)
 class Route:
-    """Concatenation of the channels of ``layers``: of each layer, part ``group_id`` of ``groups`` equal parts."""
+    """Concatenation of the outputs of ``layers`` along the channels.
+
+    The channels of each output are divided into ``groups`` equal parts, of which only part ``group_id`` is used.
+    """
 
     layers: tuple[int, ...]
     groups: int = 1
@@ -62,7 +67,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """Sum of the outputs of the previous layer and of layer ``source``."""
+    """Sum of the outputs of the previous layer and layer ``source``."""
 
     source: int
 
@@ -109,7 +114,7 @@ class Architecture:
         channels: number of channels of the image.
         size: default side length of the square input in pixels, a multiple of ``max_stride``.
 
-    Raise ChromaboxError with the names of the architecture and the layer if layers are inconsistent.
+    Raise ChromaboxError if the layers are inconsistent; the message names the architecture and the layer.
     """
 
     name: str
@@ -121,7 +126,9 @@ class Architecture:
         if not self.head_indices:
             raise ChromaboxError(f"{self.name} has no yolo layer; expected at least one")
         if len({yolo.classes for yolo in self.yolo_layers}) > 1:
-            raise ChromaboxError(f"{self.name}: the yolo layers have different numbers of classes; expected equal ones")
+            raise ChromaboxError(
+                f"{self.name}: the yolo layers have different numbers of classes; expected the same number in all"
+            )
         if self.size < 1 or self.size % self.max_stride:
             raise ChromaboxError(f"{self.name}: size is {self.size}; expected a multiple of {self.max_stride}")
 
@@ -147,18 +154,20 @@ class Architecture:
 
     @property
     def max_stride(self) -> int:
-        """Largest stride of a layer. Height and width of the input must be multiples of it."""
+        """Largest stride of any layer. The height and width of the input must be multiples of this stride."""
         return max(shape.stride for shape in self.shapes.values())
 
     @cached_property
     def shapes(self) -> dict[int, FeatureShape]:
-        """Output shape of each layer (−1: the image)."""
+        """Output shape of each layer, by layer index; index −1 is the image."""
         shapes = {-1: FeatureShape(self.channels, 1)}
         for index, layer in enumerate(self.layers):
             sources, valid = self.sources(index), set(range(-1, index)) - set(self.head_indices)
             try:
                 if not sources or not valid.issuperset(sources):
-                    raise ValueError(f"its inputs are layers {sources}; expected earlier layers, but not yolo layers")
+                    raise ValueError(
+                        f"its inputs are layers {sources}; expected earlier layers that are not yolo layers"
+                    )
                 shapes[index] = _output_shape(layer, [shapes[source] for source in sources])
             except ValueError as error:
                 name = type(layer).__name__.lower()
@@ -198,34 +207,40 @@ def _output_shape(layer: Layer, inputs: list[FeatureShape]) -> FeatureShape:
     match layer:
         case Convolution(filters=filters, groups=groups):
             if channels % groups or filters % groups:
-                expected = f"expected a common divisor of {channels} input channels and {filters} filters"
+                expected = (
+                    f"expected a common divisor of the numbers of input channels ({channels}) and filters ({filters})"
+                )
                 raise ValueError(f"groups is {groups}; {expected}")
             return FeatureShape(filters, stride * layer.stride)
         case MaxPool():
             return FeatureShape(channels, stride * layer.stride)
         case Upsample():
             if stride % layer.stride:
-                raise ValueError(f"its output is larger than the image; expected a factor of at most {stride}")
+                raise ValueError(
+                    f"the upsampling factor does not divide the stride of its input; expected a divisor of {stride}"
+                )
             return FeatureShape(channels, stride // layer.stride)
         case Route(groups=groups, group_id=group_id):
             if any(shape.channels % groups for shape in inputs) or not 0 <= group_id < groups:
-                expected = "expected a divisor of the input channels, and an index below groups"
+                expected = "expected groups to divide the number of channels of each input, and 0 <= group_id < groups"
                 raise ValueError(f"groups is {groups} and group_id is {group_id}; {expected}")
             return FeatureShape(sum(shape.channels // groups for shape in inputs), stride)
         case Shortcut():
             if inputs[1].channels != channels:
-                raise ValueError(f"its inputs have {channels} and {inputs[1].channels} channels; expected equal ones")
+                raise ValueError(
+                    f"its inputs have {channels} and {inputs[1].channels} channels; expected the same number"
+                )
             return inputs[0]
         case Yolo(mask=mask, anchors=anchors, classes=classes):
             if channels != len(mask) * (5 + classes):
-                expected = f"expected {len(mask) * (5 + classes)} for {len(mask)} anchors and {classes} classes"
+                expected = f"expected {len(mask) * (5 + classes)} (anchors: {len(mask)}, classes: {classes})"
                 raise ValueError(f"its input has {channels} channels; {expected}")
             if not all(0 <= anchor < len(anchors) for anchor in mask):
-                raise ValueError(f"mask is {mask}; expected indices of the {len(anchors)} anchors")
+                raise ValueError(f"mask is {mask}; expected anchor indices, at least 0 and below {len(anchors)}")
             return inputs[0]
 
 
-#: Widths and heights in pixels, from clustering the boxes of COCO (Redmon and Farhadi 2018, section 2.3).
+#: Anchor widths and heights in pixels: clusters of the boxes of COCO (Redmon and Farhadi 2018, section 2.3).
 ANCHORS: Anchors = (
     *((10.0, 13.0), (16.0, 30.0), (33.0, 23.0), (30.0, 61.0), (62.0, 45.0)),
     *((59.0, 119.0), (116.0, 90.0), (156.0, 198.0), (373.0, 326.0)),
@@ -244,7 +259,8 @@ def yolov3(num_classes: int = 80, *, anchors: Anchors = ANCHORS) -> Architecture
         for _ in range(blocks):
             start = len(layers) - 1
             layers += [Convolution(filters // 2, 1), Convolution(filters, 3), Shortcut(start)]
-    # The last backbone layers with strides 16 and 8. The later heads concatenate them with the upsampled features.
+    # The last backbone layers with strides 16 and 8. The second and third head concatenate the outputs of these layers
+    # with upsampled features.
     skips = {1: 61, 2: 36}
     for head, (filters, mask) in enumerate(((512, (6, 7, 8)), (256, (3, 4, 5)), (128, (0, 1, 2)))):
         if head:
@@ -261,9 +277,9 @@ def yolov3_tiny(
 ) -> Architecture:
     """Return YOLOv3-tiny: a backbone of seven convolutions and six max-pooling layers, and heads at strides 32 and 16.
 
-    ``mask`` contains the anchor indices of the second head. The published weights were trained with 1, 2, 3. Later
-    configuration files contain 0, 1, 2. With these, the published weights load without an error but detect a third
-    fewer objects.
+    ``mask`` contains the anchor indices of the second head. The published weights were trained with (1, 2, 3), but
+    later configuration files contain (0, 1, 2). With the latter, the published weights load without an error but detect
+    a third fewer objects.
 
     Raise UsageError if ``num_classes`` is less than 1.
     """
@@ -279,21 +295,22 @@ def yolov3_tiny(
 
 def _head_layers(mask: tuple[int, ...], anchors: Anchors, num_classes: int) -> list[Layer]:
     if num_classes < 1:
-        raise UsageError(f"classes is {num_classes}: expected at least 1")
+        raise UsageError(f"the number of classes is {num_classes}: expected at least 1")
     filters = len(mask) * (5 + num_classes)
     return [Convolution(filters, 1, batch_normalise=False, activation="linear"), Yolo(mask, anchors, num_classes)]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Variant of detector weights.
+    """Variant of detector weights: settings of the model for which the weights were trained.
 
     Args:
         name: name in ``--variant`` and in checkpoints.
-        activation: function used where the architecture contains ``leaky``: leaky ReLU with slope 0.1, or SiLU.
-        decode: decoding of the raw outputs t for a cell (column, row), its stride and an anchor of (width, height)
-            pixels. ``exp``: centre (σ(t) + cell)·stride, size e^t·anchor (Redmon and Farhadi 2018). ``sigmoid2``:
-            centre (2σ(t) − 0.5 + cell)·stride, size (2σ(t))²·anchor.
+        activation: activation function of layers with the activation ``leaky``. ``leaky``: leaky ReLU with slope 0.1.
+            ``silu``: SiLU.
+        decode: how the raw outputs t are decoded to a box in pixels, given the cell (column, row), the stride of the
+            head, and the anchor (width, height) in pixels. ``exp``: centre (σ(t) + cell)·stride, size e^t·anchor
+            (Redmon and Farhadi 2018). ``sigmoid2``: centre (2σ(t) − 0.5 + cell)·stride, size (2σ(t))²·anchor.
         epsilon: value added to the variance in BatchNorm.
         momentum: weight of a new batch in the running statistics of BatchNorm (PyTorch's ``momentum``).
         letterbox_grey: grey value of the letterbox padding, in [0, 1].
@@ -311,7 +328,10 @@ class Variant:
     tiny_mask: tuple[int, int, int]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the variant as JSON values for a checkpoint. The padding value is a string: JSON has no infinity."""
+        """Return the variant as JSON values for a checkpoint.
+
+        The padding value is stored as a string, because JSON cannot represent infinity.
+        """
         return {**asdict(self), "tiny_pool_padding": str(self.tiny_pool_padding), "tiny_mask": list(self.tiny_mask)}
 
 

@@ -1,4 +1,4 @@
-"""The PyTorch model of a detector architecture, and decoding of its outputs to boxes and class scores.
+"""PyTorch model of a detector architecture, and the decoding of the model outputs to boxes and class scores.
 
 Source: Redmon and Farhadi 2018.
 """
@@ -24,18 +24,18 @@ from chromabox.detect.models.architecture import (
 )
 from chromabox.errors import UsageError
 
-#: Raw output of a head: batch, anchors, 5 + classes, rows, columns. The heads of a model have different numbers of rows
-#: and columns. They may have different numbers of anchors.
+#: Raw output of a head: [batch, anchors, 5 + classes, rows, columns]. The numbers of rows and columns differ between
+#: the heads of a model. The number of anchors may also differ.
 HeadOutput = Float[Tensor, "batch _ outputs _ _"]
 
 
 def decode_all(
     outputs: Sequence[HeadOutput], architecture: Architecture, variant: Variant, size: int
 ) -> tuple[Float[Tensor, "batch boxes 4"], Float[Tensor, "batch boxes classes"]]:
-    """Decode all boxes (left, top, right, bottom, in pixels of the square input) and scores σ(objectness)·σ(class).
+    """Decode raw outputs to boxes (left, top, right, bottom, in input pixels) and scores σ(objectness)·σ(class).
 
-    Boxes are ordered by head, anchor, row and column. ``size`` is the input height in pixels. Scores are in [0, 1].
-    Decoding is done in float32.
+    Boxes are ordered by head, anchor, row and column. ``size`` is the height of the input in pixels. Scores are in
+    [0, 1]. The computation uses float32.
     """
     boxes, scores = [], []
     for output, yolo in zip(outputs, architecture.yolo_layers, strict=True):
@@ -80,10 +80,11 @@ class ConvolutionLayer(nn.Module):
 
 
 class MaxPoolLayer(nn.Module):
-    """Max-pooling with Darknet's padding: size − 1 pixels in total, half of them (rounded down) at the left and top.
+    """Max-pooling with Darknet's padding.
 
-    The padding value is −∞. For even sizes with stride 1, as in the sixth pooling layer of YOLOv3-tiny, it is the
-    variant's ``tiny_pool_padding``.
+    The padding is size − 1 pixels in each direction, half of which (rounded down) are at the left or top. The padding
+    value is −∞, except for an even size with stride 1, as in the sixth pooling layer of YOLOv3-tiny. For these layers,
+    the padding value is the variant's ``tiny_pool_padding``.
     """
 
     def __init__(self, layer: MaxPool, variant: Variant) -> None:
@@ -108,7 +109,7 @@ class DarknetModel(nn.Module):
     """PyTorch model of an ``architecture`` with weights of a ``variant``.
 
     ``layers`` contains one module per Darknet layer. The modules of routes, shortcuts and yolo layers have no effect,
-    because this class computes the outputs of these layers.
+    because this class computes the outputs of these layers itself.
     """
 
     def __init__(self, architecture: Architecture, variant: Variant) -> None:
@@ -124,7 +125,7 @@ class DarknetModel(nn.Module):
             elif isinstance(layer, Upsample):
                 module = nn.Upsample(scale_factor=layer.stride, mode="nearest")
             self.layers.append(module)
-        #: For each layer (−1: the image), the index of the last layer whose input it is.
+        #: For each layer (−1: the image), the index of the last layer that uses its output.
         self.last_use = {
             source: index for index in range(len(architecture.layers)) for source in architecture.sources(index)
         }
@@ -141,24 +142,27 @@ class DarknetModel(nn.Module):
         return model
 
     def forward(self, images: ImageBatch) -> list[HeadOutput]:
-        """Return the raw outputs t of all heads, in the order of the yolo layers.
+        """Return the raw outputs of all heads, in the order of the yolo layers.
 
         Args:
-            images: [batch, channels, height, width], RGB in [0, 1], float32 (or the dtype of the model). Height and
-                width are multiples of ``architecture.max_stride``.
+            images: [batch, channels, height, width], RGB in [0, 1], float32 (or the dtype of the model). The height and
+                width must be multiples of ``architecture.max_stride``.
 
         Returns:
-            For each yolo layer, a tensor [batch, anchors, 5 + classes, rows, columns]. The outputs are x, y, width,
-            height, objectness and classes. ``variant.decode`` defines their meaning.
+            For each yolo layer, a tensor [batch, anchors, 5 + classes, rows, columns]. Dimension 2 contains the raw
+            outputs for x, y, width, height, objectness and the classes. ``variant.decode`` defines how these outputs
+            are decoded.
 
-        Raise UsageError if height or width is not such a multiple.
+        Raise UsageError if the height or width is not a multiple of ``architecture.max_stride``.
         """
         return self.forward_from(self.forward_features(images, 0), 0)
 
     def forward_features(self, images: ImageBatch, upto: int) -> dict[int, Tensor]:
-        """Run the layers before ``upto``; return the inputs of later layers (−1: the image) and the outputs of heads.
+        """Run the layers before layer ``upto``, and return the outputs that are still needed, by layer index.
 
-        Raise UsageError if height or width is not a multiple of ``architecture.max_stride``.
+        These are the inputs of later layers (index −1 is the image) and the outputs of heads.
+
+        Raise UsageError if the height or width is not a multiple of ``architecture.max_stride``.
         """
         multiple, (height, width) = self.architecture.max_stride, images.shape[-2:]
         if height % multiple or width % multiple:
@@ -166,7 +170,7 @@ class DarknetModel(nn.Module):
         return self._run_layers({-1: images}, 0, upto)
 
     def forward_from(self, features: Mapping[int, Tensor], start: int) -> list[HeadOutput]:
-        """Run the layers from ``start`` on, given the result of ``forward_features``, and return the head outputs."""
+        """Return the outputs of the heads, given the result of ``forward_features`` for the layers before ``start``."""
         features = self._run_layers(dict(features), start, len(self.layers))
         return [features[index] for index in self.architecture.head_indices]
 
@@ -194,7 +198,10 @@ class DarknetModel(nn.Module):
         return model.eval()
 
     def _run_layers(self, outputs: dict[int, Tensor], start: int, stop: int) -> dict[int, Tensor]:
-        """Run layers, given the outputs of earlier layers, and return the outputs that are still needed."""
+        """Run the layers ``start`` to ``stop`` − 1, and return the outputs that are still needed, by layer index.
+
+        ``outputs`` contains the outputs of earlier layers.
+        """
         for index in range(start, stop):
             sources = self.architecture.sources(index)
             inputs = [outputs[source] for source in sources]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from chromabox.detect.models.architecture import Architecture
 
-#: Each row: image index, class, and centre, width and height as fractions of the input size.
+#: Ground-truth boxes. Each row: image index, class, and centre, width and height as fractions of the input size.
 Targets = Float[Tensor, "boxes 6"]
 
 #: An anchor matches boxes whose width and height differ from its own by less than this factor.
@@ -18,7 +18,7 @@ MAX_ANCHOR_RATIO = 4.0
 
 @dataclass(frozen=True)
 class Assignments:
-    """Positions of a head to which ground-truth boxes are assigned, and the index of each position's target."""
+    """Positions of a head with assigned ground-truth boxes; ``target`` is the index of the box of each position."""
 
     image: Int64[Tensor, " positions"]
     anchor: Int64[Tensor, " positions"]
@@ -28,15 +28,15 @@ class Assignments:
 
     @property
     def position(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Index of the positions in a tensor [batch, anchors, rows, columns]."""
+        """Index that selects the positions in a tensor [batch, anchors, rows, columns]."""
         return self.image, self.anchor, self.row, self.column
 
 
 def assign_neighbours(targets: Targets, anchors: Float[Tensor, "anchors 2"], rows: int, columns: int) -> Assignments:
-    """Assign boxes by the rule of decode "sigmoid2": to all anchors of similar size, in up to three cells.
+    """Assign boxes by the rule for decode "sigmoid2": to all anchors of similar size, in up to three cells.
 
-    The cells are the one that contains the centre of the box, and the horizontal and vertical neighbours nearest to
-    the centre, unless they lie outside the head's grid. ``anchors`` contains widths and heights in cells.
+    One cell contains the centre of the box. The others are the horizontal and the vertical neighbour nearest to the
+    centre, unless they are outside the grid. ``anchors`` contains the widths and heights of the anchors in cells.
     """
     grid_size = targets.new_tensor([columns, rows])
     ratio = (targets[:, 4:] * grid_size)[:, None] / anchors
@@ -56,9 +56,9 @@ def assign_neighbours(targets: Targets, anchors: Float[Tensor, "anchors 2"], row
 def assign_best_anchor(
     targets: Targets, architecture: Architecture, sizes: Sequence[tuple[int, int]]
 ) -> list[Assignments]:
-    """Assign boxes by the rule of decode "exp": to the anchor with the highest shape IoU across all heads, in one cell.
+    """Assign boxes by the rule for decode "exp": to the anchor with the highest shape IoU of all heads, in one cell.
 
-    The shape IoU is the IoU of boxes with a common centre. The cell is the one that contains the centre of the box. An
+    The shape IoU is the IoU of boxes with a common centre. The cell contains the centre of the ground-truth box. An
     anchor shared by two heads is assigned in both heads. Anchors that no head uses (YOLOv3-tiny has one) are excluded,
     so that every box is assigned. ``sizes`` contains the numbers of rows and columns of each head.
     """
@@ -81,6 +81,9 @@ def assign_best_anchor(
 def _clamp_to_cells(
     centre: Float[Tensor, "positions 2"], rows: int, columns: int
 ) -> tuple[Int64[Tensor, " positions"], Int64[Tensor, " positions"]]:
-    """Return column and row. A centre on the right or lower edge of the image belongs to the last cell."""
+    """Return the column and row of the cell of each centre.
+
+    A centre on the right or lower edge of the image belongs to the last column or row.
+    """
     cell = centre.floor().long()
     return cell[:, 0].clamp(0, columns - 1), cell[:, 1].clamp(0, rows - 1)

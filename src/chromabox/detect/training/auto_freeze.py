@@ -1,7 +1,8 @@
 """Automatic choice of the number of frozen layers by short training runs (``--freeze auto``).
 
-The trials use only training images, some of which are held out for validation. The first trial freezes the most layers,
-which is fastest. Further trials with fewer frozen layers follow as long as each increases AP50 sufficiently.
+The trials use only training images, some of which are held out for validation. The first trial freezes the largest
+number of layers, because this trial is the fastest. Further trials freeze fewer and fewer layers, until a trial does
+not increase AP50 sufficiently.
 """
 
 import logging
@@ -40,8 +41,8 @@ def choose_num_frozen(config: FinetuneConfig, initial: InitialState, options: Ru
     splits = trial_split(initial.splits.train, config.seed)
     runtime = RuntimeConfig(device=resolve_device(options), threads=options.threads or torch.get_num_threads())
     log.info(
-        f"--freeze auto: trials of {TRIAL_EPOCHS} epochs on {len(splits.train.samples)} training images, "
-        f"validated on {len(splits.val.samples)} others\nlayers  forward pass  seconds per epoch   AP50"
+        f"--freeze auto: trials of {TRIAL_EPOCHS} epochs; training images: {len(splits.train.samples)}, "
+        f"validation images: {len(splits.val.samples)}\nlayers  forward pass  seconds per epoch   AP50"
     )
     ap50: dict[int, float] = {}
     for depth in reversed(candidate_depths(initial.detector.architecture)):
@@ -49,15 +50,15 @@ def choose_num_frozen(config: FinetuneConfig, initial: InitialState, options: Ru
         if select_num_frozen(ap50) != depth:
             break
     num_frozen = select_num_frozen(ap50)
-    log.info(f"--freeze auto: freezing the first {num_frozen} layers")
+    log.info(f"--freeze auto: selected number of frozen layers: {num_frozen}")
     return replace(config, freeze=num_frozen)
 
 
 def candidate_depths(architecture: Architecture) -> list[int]:
     """Return the numbers of frozen layers to try, in ascending order.
 
-    The candidates are 0, the numbers of layers with about one third and two thirds of the backbone's FLOPs, and the
-    number of layers of the backbone.
+    The candidates are 0, the numbers of layers that account for about one third and about two thirds of the FLOPs of
+    the backbone, and the number of layers of the backbone.
     """
     flops = layer_flops(architecture)[: num_backbone_layers(architecture)]
     depths = {0, len(flops)}
@@ -72,7 +73,7 @@ def candidate_depths(architecture: Architecture) -> list[int]:
 
 
 def trial_split(train: DetectionDataset, seed: int) -> DataSplits:
-    """Split some of the training images into the training and validation sets of the trials."""
+    """Return a random subset of the training images, split into training and validation images for the trials."""
     indices = epoch_batch_indices(len(train.samples), MAX_TRIAL_IMAGES, seed, 0)[0]
     subset = replace(train, samples=tuple(train.samples[index] for index in indices))
     subset = train_val_split(subset, val_fraction=TRIAL_VAL_FRACTION, seed=seed)
@@ -95,6 +96,6 @@ def run_trial(config: FinetuneConfig, initial: InitialState, runtime: RuntimeCon
 def select_num_frozen(ap50: Mapping[int, float]) -> int:
     """Return the largest number of frozen layers whose AP50 is at most ``MIN_GAIN`` below the best AP50.
 
-    ``ap50`` contains the results of the trials by number of frozen layers.
+    ``ap50`` maps the number of frozen layers of each trial to its AP50.
     """
     return max(depth for depth, value in ap50.items() if value >= max(ap50.values()) - MIN_GAIN)

@@ -1,8 +1,9 @@
-"""Data splits and batches for fine-tuning, freshly augmented or read from a feature cache.
+"""Data splits for fine-tuning, and batches that are freshly augmented or read from a feature cache.
 
 A batch consists of features and ground-truth boxes. The features are the input of ``DarknetModel.forward_from``: the
-cached outputs of frozen layers, or the images as the output of layer −1. The boxes [boxes, 6] contain the index of the
-image in the batch, the class, and the centre, width and height as fractions of the input size.
+cached outputs of frozen layers, by layer index, or, without a cache, the images themselves (under index −1). Each row
+of the boxes [boxes, 6] contains the index of the image in the batch, the class, and the centre, width and height as
+fractions of the input size.
 """
 
 import json
@@ -38,7 +39,7 @@ SampleBoxes = Float32[np.ndarray, "_ 5"]
 #: Function that returns the pixels and boxes of an item.
 ViewLoader = Callable[[Item], tuple[Real[np.ndarray, "3 side side"], SampleBoxes]]
 
-#: Maximum total size in bytes of the decoded images that are kept in memory.
+#: Maximum total size, in bytes, of the decoded images that are kept in memory.
 IMAGE_CACHE_BYTES = 400_000_000
 #: Fraction of the training images that is held out for early stopping.
 EARLY_STOPPING_FRACTION = 0.15
@@ -85,10 +86,11 @@ class DataSplits:
 def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) -> DataSplits:
     """Split a dataset into its training and validation images.
 
-    The validation images are the dataset's validation split, otherwise its test split, otherwise a random fifth of all
-    images. With ``early_stopping``, some of the training images are also held out: stopping on the validation images
-    would make their results optimistic. Images that cannot be decoded are excluded. The warnings list these images,
-    duplicates that occur in both training and validation, and classes with too few training boxes.
+    The validation images are the validation split of the dataset, otherwise its test split, otherwise a random fifth of
+    all images. With ``early_stopping``, some of the training images are held out for early stopping, because stopping
+    by the validation results would make these results optimistic. Images that cannot be decoded are excluded. The
+    warnings report these images, duplicates between the training and validation images, and the number of classes with
+    too few training boxes.
 
     Raise UsageError for a dataset without labelled training images.
     """
@@ -99,14 +101,14 @@ def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) ->
     if split is None:
         data, split = train_val_split(data, seed=seed), "val"
         num_held_out = len(data.split(split).samples)
-        warnings.append(f"no validation split: {num_held_out} of {len(data.samples)} images are held out")
+        warnings.append(f"no validation split; images held out for validation: {num_held_out} of {len(data.samples)}")
     val = data.split(split)
     names = tuple(name for name in data.splits if not name.startswith(("val", "test")))
     train = replace(data, samples=tuple(sample for sample in data.samples if sample.split in names), splits=names)
     if not any(len(sample.boxes) for sample in train.samples):
         raise UsageError(
             f"no labelled training images in the splits {', '.join(data.splits)}: "
-            "expected images with boxes outside of val and test"
+            "expected at least one image with boxes in a split other than val and test"
         )
     warnings += [*_warn_leakage(train, val, find_duplicates(prints)), *_warn_few_training_boxes(train)]
     if not early_stopping:
@@ -116,7 +118,7 @@ def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) ->
 
 
 def _warn_leakage(train: DetectionDataset, val: DetectionDataset, duplicates: Sequence[DuplicatePair]) -> list[str]:
-    """Return a warning if validation images, or near-duplicates of them, are also training images."""
+    """Return a list with a warning if training images are identical or nearly identical to validation images."""
     train_paths, val_paths = ({sample.path for sample in part.samples} for part in (train, val))
     pairs = [pair for each in duplicates for pair in ((each.first, each.second), (each.second, each.first))]
     leaks = {second: first for first, second in pairs if first in train_paths and second in val_paths}
@@ -124,16 +126,16 @@ def _warn_leakage(train: DetectionDataset, val: DetectionDataset, duplicates: Se
     if not leaks:
         return []
     val_path, train_path = min(leaks.items())
-    count = f"{len(leaks)} of {len(val_paths)} validation images also occur in the training set"
-    return [f"{count} ({val_path} as {train_path}): validation results are optimistic"]
+    count = f"validation images that also occur in the training set: {len(leaks)} of {len(val_paths)}"
+    return [f"{count} (for example {val_path} as {train_path}); validation results are optimistic"]
 
 
 def _warn_few_training_boxes(train: DetectionDataset) -> list[str]:
-    """Return a warning if classes have fewer than ``MIN_BOXES_PER_CLASS`` training boxes."""
+    """Return a list with a warning if classes have fewer than ``MIN_BOXES_PER_CLASS`` training boxes."""
     class_ids = [sample.class_ids[~sample.is_crowd] for sample in train.samples]
     boxes = np.bincount(np.concatenate(class_ids))
     num_classes, num_rare = int((boxes > 0).sum()), int(((boxes > 0) & (boxes < MIN_BOXES_PER_CLASS)).sum())
-    warning = f"{num_rare} of {num_classes} classes have fewer than {MIN_BOXES_PER_CLASS} training boxes"
+    warning = f"classes with fewer than {MIN_BOXES_PER_CLASS} training boxes: {num_rare} of {num_classes}"
     return [warning] if num_rare else []
 
 
@@ -161,7 +163,7 @@ class AugmentedSamples:
     read_image: ImageReader
 
     def sample(self, view: int, index: int) -> tuple[TrainImage, TrainBoxes]:
-        """Return a uint8 RGB image [3, size, size] and its boxes [boxes, 5]."""
+        """Return a view of an image: the uint8 RGB pixels [3, size, size] and the boxes [boxes, 5]."""
         return augment_sample(self.data, index, (self.seed, view), self.size, self.recipe, read_image=self.read_image)
 
     def __len__(self) -> int:
@@ -169,7 +171,7 @@ class AugmentedSamples:
 
 
 def epoch_batch_indices(num_images: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return the image indices of each batch: a random permutation, split into batches of about equal size."""
+    """Return the image indices of each batch of an epoch. The order is random, and batch sizes are about equal."""
     order = np.random.default_rng([seed, epoch]).permutation(num_images)
     return [part.tolist() for part in np.array_split(order, -(-num_images // batch_size))]
 
@@ -177,7 +179,10 @@ def epoch_batch_indices(num_images: int, batch_size: int, seed: int, epoch: int)
 def stream_batches(
     samples: AugmentedSamples, batch_size: int, *, device: str = "cpu", workers: int = 1
 ) -> Callable[[int, int], Iterator[DetectionBatch]]:
-    """Return a function (epoch, number of batches to skip) → batches; the augmentation differs between epochs."""
+    """Return a function of the epoch and the number of batches to skip, which yields freshly augmented batches.
+
+    The augmentation differs between epochs.
+    """
 
     def batches(epoch: int, skip: int) -> Iterator[DetectionBatch]:
         batch_indices = epoch_batch_indices(len(samples), batch_size, samples.seed, epoch)[skip:]
@@ -202,10 +207,11 @@ def cached_batches(
     *,
     device: str = "cpu",
 ) -> Callable[[int, int], Iterator[DetectionBatch]]:
-    """Return a function (epoch, number of batches to skip) → batches that are read from a feature cache.
+    """Return a function of the epoch and the number of batches to skip, which yields batches from a feature cache.
 
     The cache contains the first views of all ``num_images`` images, then the second views, and so on. ``boxes``
-    contains the boxes of the views in the same order. Each epoch uses the next view of every image.
+    contains the boxes of the views in the same order. Each epoch uses the next view of every image; the first view
+    follows the last.
     """
     views_per_image = len(boxes) // num_images
 

@@ -17,13 +17,13 @@ class FinetuneConfig(RunConfig):
     recipe: FinetuneRecipe
     weights: str = "yolov3-tiny"
     freeze: int | str = "backbone"
-    """Number of layers to freeze, or a name accepted by ``chromabox.detect.training.freeze``."""
+    """Number of layers to freeze, ``none``, ``backbone`` or ``auto``."""
     size: int = 416
     num_cached_views: int = 4
     """Number of augmented views per image whose features are cached. 0: no cache, and new views in every epoch."""
     cache_memory_gb: float = 1.0
-    """Maximum memory in GB for all feature caches. Caches that exceed it are memory-mapped files in the run folder."""
+    """Maximum memory in GB for all feature caches. Caches that do not fit are memory-mapped files in the run folder."""
     cache_precision: CachePrecision = "float16"
     keep_old_classes: bool = False
     retention_data: str | None = None
-    """Labelled dataset with which AP50 of the original classes is measured before and after fine-tuning."""
+    """Labelled dataset on which AP50 of the original classes is measured before and after fine-tuning."""

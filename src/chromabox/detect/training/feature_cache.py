@@ -1,7 +1,7 @@
 """Cache for the features of a detector's frozen layers, in memory or in a memory-mapped file.
 
 Frozen layers return the same outputs for the same image in every epoch. For a few fixed augmented views of each image,
-the cache stores those outputs that later layers read, by default in half precision. Training then computes only the
+the cache stores the outputs that later layers read, by default in half precision. Training then runs only the
 remaining layers.
 """
 
@@ -41,7 +41,7 @@ class FeatureCache:
             meta_model = DarknetModel(model.architecture, model.variant).eval()
             features = meta_model.forward_features(torch.empty(1, model.architecture.channels, size, size), num_frozen)
         self.num_frozen, self.num_views, self.dtype = num_frozen, num_views, getattr(torch, precision)
-        #: Output shape (without batch) of each cached layer; layer −1 is the image.
+        #: Output shape, without the batch dimension, of each cached layer; layer −1 is the image.
         self.shapes = {layer: tuple(output.shape[1:]) for layer, output in features.items()}
         self.num_bytes = num_views * sum(map(prod, self.shapes.values())) * self.dtype.itemsize
 
@@ -62,7 +62,7 @@ class FeatureCache:
             if self.num_bytes > free:
                 remedy = "use fewer --cached-views (0 disables the cache) or a smaller --size"
                 raise ChromaboxError(f"{folder}: {needed}, but the disk has only {free / 1e9:.2f} GB free; {remedy}")
-            log.info(f"{needed}, but only {max_memory / 1e9:.2f} GB of --cache-memory are left; it is stored in {file}")
+            log.info(f"{needed}, but only {max_memory / 1e9:.2f} GB of --cache-memory are left; storing it in {file}")
             values = torch.from_file(str(file), shared=True, size=sum(sizes), dtype=self.dtype)
         parts = zip(self.shapes.items(), values.split(sizes), strict=True)
         self._outputs = {layer: part.view(self.num_views, *shape) for (layer, shape), part in parts}
@@ -72,13 +72,16 @@ class FeatureCache:
             file.unlink(missing_ok=True)
 
     def write(self, start: int, features: Mapping[int, Tensor]) -> None:
-        """Store the features of consecutive views, the first with index ``start``, clipped to the range of float16."""
+        """Store the features of consecutive views, the first of which has index ``start``.
+
+        In a float16 cache, the features are clipped to the range of float16.
+        """
         for layer, stored in self._outputs.items():
             output = features[layer].clamp(-65504, 65504) if stored.dtype == torch.float16 else features[layer]
             stored[start : start + len(output)].copy_(output)
 
     def read(self, indices: Sequence[int]) -> dict[int, Tensor]:
-        """Return each layer's features of the given views [views, …] in float32, for ``DarknetModel.forward_from``."""
+        """Return the features [views, …] of the given views by layer, in float32, for ``DarknetModel.forward_from``."""
         index = torch.tensor(list(indices), dtype=torch.int64)
         return {layer: stored.index_select(0, index).float() for layer, stored in self._outputs.items()}
 
@@ -92,7 +95,7 @@ def fill_cache(
     batch_size: int = 8,
     on_progress: Callable[[int], object] = lambda views: None,
 ) -> None:
-    """Compute the frozen layers in evaluation mode for all views and store their features.
+    """Run the frozen layers on all views in evaluation mode, and store the features in the cache.
 
     ``images`` yields the views in order: RGB, uint8 or float in [0, 1]. ``on_progress`` is called with the number of
     views of each batch. Afterwards, the model is returned to its previous mode.

@@ -104,7 +104,7 @@ class FinetuneJob:
         return f"{self.freeze_report}\n{len(self.samples):,} training images"
 
     def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
-        """Return the loss of a batch of the first images as a function of the model."""
+        """Return a function that computes the loss of a model on a fixed batch of the first training images."""
         views = [self.samples.sample(0, index) for index in range(min(_NUM_PROBE_IMAGES, len(self.samples)))]
         indices = [index % len(views) for index in range(min(self.config.recipe.batch_size, len(self.samples)))]
         with torch.no_grad():
@@ -118,7 +118,7 @@ class FinetuneJob:
         return lambda forward: compute_losses(forward, batch, self.loss, self.num_cached, teacher)["loss"]
 
     def save_inputs(self, run: RunDir) -> None:
-        """Write the initial model and the data splits."""
+        """Write the initial model and the data splits to the run folder."""
         save_detector(run.path / "start.safetensors", self.initial.detector)
         self.initial.splits.save(run.path / "splits.json")
 
@@ -126,7 +126,10 @@ class FinetuneJob:
     def open_task(
         self, run: RunDir, runtime: RuntimeConfig
     ) -> Iterator[tuple[TrainTask[DetectionBatch], TrainSchedule]]:
-        """Fill the feature caches and yield the task and its schedule. The caches exist until the context ends."""
+        """Fill the feature caches, and yield the training task and its schedule.
+
+        The caches exist until the context ends.
+        """
         config, recipe, splits = self.config, self.config.recipe, self.initial.splits
         runtime.prepare(self.model)
         if not self.initial.num_new_classes:
@@ -158,14 +161,14 @@ class FinetuneJob:
             yield task, schedule
 
     def _make_validator(self, folder: Path, data: DetectionDataset, workers: int) -> Validator:
-        """Return a validator with cached features of the images without augmentation, in float32."""
+        """Return a validator for a dataset. Features of the images are cached in float32, without augmentation."""
         size, variant, read_image = self.config.size, self.model.variant, self.initial.read_image
         load = partial(letterbox_sample, size=size, variant=variant, read_image=read_image)
         cache, boxes = self._fill_cache(folder, data.samples, load, "float32", workers)
         return Validator(data, size, cache, boxes)
 
     def _train_batches(self, folder: Path, device: str, workers: int) -> Callable[[int, int], Iterator[DetectionBatch]]:
-        """Return the training batches, read from a cache if there are features that can be cached."""
+        """Return a function that yields training batches, from a feature cache if ``num_cached`` is not 0."""
         config, samples, batch_size = self.config, self.samples, self.config.recipe.batch_size
         if not self.num_cached:
             return stream_batches(samples, batch_size, device=device, workers=workers)
@@ -179,7 +182,10 @@ class FinetuneJob:
     def _fill_cache(
         self, folder: Path, items: Sequence[Item], load: ViewLoader[Item], precision: CachePrecision, workers: int
     ) -> tuple[FeatureCache, list[SampleBoxes]]:
-        """Fill a cache in memory if it fits into the remaining memory, otherwise in a file in ``folder``."""
+        """Return a filled cache and the boxes of its views.
+
+        The cache is in memory if it fits into the remaining memory, otherwise in a file in ``folder``.
+        """
         start_time = time.perf_counter()
         cache = FeatureCache(self.model, self.num_frozen, self.config.size, len(items), precision)
         self.caches.enter_context(cache.open(folder, self.memory_left))
@@ -189,7 +195,10 @@ class FinetuneJob:
         return cache, boxes
 
     def summarise(self, run: RunDir, model: nn.Module) -> dict[str, Any]:
-        """Evaluate the initial and the best model on the validation images; store them and the best model."""
+        """Evaluate the initial and the best model on the validation images, and return the summary of the run.
+
+        The evaluations and the best model are also stored as attributes.
+        """
         config, records, device = self.config, run.metrics(), next(model.parameters()).device
         self.best = load_detector(run.path)
         initial_model = copy.deepcopy(self.initial.detector.model).eval()
@@ -238,11 +247,11 @@ def finetune(
     resume: bool = False,
     callbacks: Sequence[EpochCallback] = (),
 ) -> FinetuneResult:
-    """Fine-tune a detector into ``folder``; see :func:`chromabox.engine.train.run_training`.
+    """Fine-tune a detector, write the run to ``folder``, and return the result.
 
     In addition to the files of every training run, the folder contains the initial model, ``start.safetensors``, and
-    the data splits, ``splits.json``. ``load_detector`` accepts the folder as weights. If the initial state has been
-    prepared already, pass it as ``initial``.
+    the data splits, ``splits.json``. ``load_detector`` accepts the folder as weights. If the initial state has already
+    been prepared, pass it as ``initial``. See :func:`chromabox.engine.train.run_training` for the other arguments.
 
     Raise UsageError for invalid settings, and ChromaboxError for data that cannot be used.
     """

@@ -18,10 +18,10 @@ from chromabox.errors import UsageError
 
 @dataclass(frozen=True)
 class FreezeReport:
-    """Numbers of frozen layers and parameters.
+    """Numbers of frozen layers and parameters, and the computation that freezing saves.
 
-    ``flops_fraction`` is the frozen layers' fraction of the multiplications in a forward pass, in [0, 1]. With cached
-    features, it is also the saved fraction of the computation in a training step.
+    ``flops_fraction`` is the fraction, in [0, 1], of the multiplications in a forward pass that the frozen layers
+    perform. With cached features, freezing saves the same fraction of the computation in a training step.
     """
 
     num_layers: int
@@ -34,7 +34,7 @@ class FreezeReport:
 
     @property
     def step_savings(self) -> float:
-        """Saved fraction of the computation in a training step without cached features, in [0, 2/3].
+        """Fraction of the computation in a training step that freezing saves without cached features, in [0, 2/3].
 
         A backward pass costs about twice as much as a forward pass: one half for the gradients of the weights, the
         other half for the gradients of the layer inputs. Frozen layers need no backward pass.
@@ -45,12 +45,12 @@ class FreezeReport:
         if not self.num_layers:
             return f"nothing frozen: all {self.total_parameters:,} parameters are trained"
         statistics = "are still updated" if self.update_bn_stats else "are frozen"
-        statistics += ", like those of all other layers" if self.freeze_all_bn else ""
+        statistics += ", and BatchNorm is frozen in all other layers" if self.freeze_all_bn else ""
         return (
-            f"frozen: the first {self.num_layers} layers with {self.frozen_parameters:,} of {self.total_parameters:,} "
-            f"parameters and {100 * self.flops_fraction:.0f} % of the forward pass; expected time saved per step: "
-            f"{100 * self.step_savings:.0f} %, with cached features {100 * self.flops_fraction:.0f} %; "
-            f"the BatchNorm statistics of these layers {statistics}"
+            f"frozen layers: {self.num_layers}, with {self.frozen_parameters:,} of {self.total_parameters:,} "
+            f"parameters and {100 * self.flops_fraction:.0f} % of the computation of a forward pass; expected time "
+            f"saved per training step: {100 * self.step_savings:.0f} %, or {100 * self.flops_fraction:.0f} % with "
+            f"cached features; the BatchNorm statistics of these layers {statistics}"
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def freeze(
 
 
 def _freeze_batch_norm(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
-    """Return a frozen module that shares the tensors of ``norm``."""
+    """Return a frozen BatchNorm that shares the tensors of ``norm``."""
     with torch.device("meta"):  # No memory is allocated, because the tensors are assigned below.
         frozen = FrozenBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
     frozen.load_state_dict(norm.state_dict(), assign=True)

@@ -18,11 +18,11 @@ from chromabox.errors import UsageError
 #: One value per image, anchor, row and column of a head.
 ObjectnessMap = Float[Tensor, "batch _ _ _"]
 
-#: Weights of the terms for decode "sigmoid2", for three heads, 80 classes and images of 640 pixels.
+#: Weights of the loss terms for decode "sigmoid2", with three heads, 80 classes and images of 640 × 640 pixels.
 BOX_WEIGHT, OBJECTNESS_WEIGHT, CLASS_WEIGHT = 0.05, 1.0, 0.5
 #: Weights of the heads' objectness terms, finest head first. Finer heads have more cells, mostly background.
 HEAD_BALANCE = (4.0, 1.0, 0.4)
-#: IoU with a ground-truth box above which decode "exp" ignores a background prediction in the objectness term.
+#: IoU with a ground-truth box above which the objectness term for decode "exp" ignores a background prediction.
 IGNORE_IOU = 0.7
 
 
@@ -30,10 +30,10 @@ IGNORE_IOU = 0.7
 class DetectionLoss:
     """Loss of a detector's raw outputs with respect to the ground truth.
 
-    The loss is called with the raw outputs of all heads in the order of the architecture, each [batch, anchors,
-    5 + classes, rows, columns], and with targets [boxes, 6] (image index, class, and centre, width and height as
-    fractions of the input size). The optional ``teacher_objectness`` contains the objectness targets of the background,
-    in [0, 1], for each head [batch, anchors, rows, columns]; the default is 0.
+    The loss is called with the raw outputs of all heads in the order of the architecture, each of shape [batch,
+    anchors, 5 + classes, rows, columns], and with targets [boxes, 6] (image index, class, and centre, width and height
+    as fractions of the input size). The optional ``teacher_objectness`` contains the objectness targets of the
+    background, in [0, 1], for each head [batch, anchors, rows, columns]; the default is 0.
 
     The result contains the weighted terms ``box``, ``objectness`` and ``class``, and their sum ``loss``. They are
     computed in float32, or in the precision of the outputs if that is higher.
@@ -46,10 +46,11 @@ class DetectionLoss:
         cls_pw: weight of positive samples in the class term (``pos_weight``), above 0.
         obj_pw: weight of positive samples in the objectness term (``pos_weight``), above 0.
         size: side length of the square network input in pixels.
-        recipe: only used with decode ``sigmoid2``. ``course``: the mean is multiplied by the batch size, and a single
-            class is not trained. ``default``: the mean is used, and a single class is trained like any other.
+        recipe: only used with decode ``sigmoid2``. ``course``: the terms, which are means, are multiplied by the batch
+            size, and the class term is 0 for a model with a single class. ``default``: the terms are means, and the
+            class term is always used.
 
-    Raise UsageError if the options do not match the model.
+    Raise UsageError if an argument is invalid or does not match the model.
     """
 
     architecture: Architecture
@@ -63,7 +64,9 @@ class DetectionLoss:
     def __post_init__(self) -> None:
         expected, heads = self.architecture.num_classes, len(self.architecture.yolo_layers)
         if self.num_classes != expected:
-            raise UsageError(f"num_classes is {self.num_classes}: expected the model's number, {expected}")
+            raise UsageError(
+                f"num_classes is {self.num_classes}: expected {expected}, the number of classes of the model"
+            )
         if not (self.cls_pw > 0 and self.obj_pw > 0):
             raise UsageError(f"cls_pw is {self.cls_pw} and obj_pw is {self.obj_pw}: expected weights above 0")
         if self.variant.decode == "sigmoid2" and heads > len(HEAD_BALANCE):
@@ -110,7 +113,11 @@ class DetectionLoss:
     def _ultralytics_loss(
         self, outputs: Sequence[HeadOutput], targets: Targets, objectness_targets: Sequence[ObjectnessMap]
     ) -> dict[str, Tensor]:
-        """Compute 1 − CIoU, objectness with the CIoU as target, and independent class terms; all terms are means."""
+        """Compute the terms for decode "sigmoid2", which are means.
+
+        The box term is 1 − CIoU. The objectness term has the CIoU as target. The class term treats the classes as
+        independent.
+        """
         box, objectness, category = (outputs[0].new_zeros(()) for _ in range(3))
         strides = self.architecture.strides
         for index, (output, assignments) in enumerate(zip(outputs, self.assign(outputs, targets), strict=True)):
@@ -122,7 +129,7 @@ class DetectionLoss:
                 boxes = torch.cat([2 * predicted[:, :2].sigmoid() - 0.5, sizes], 1)
                 overlaps = ciou(boxes, _to_cell_units(matched_targets, assignments, *output.shape[-2:]))
                 box = box + (1 - overlaps).mean()
-                # If several boxes share a position, the highest CIoU is the target, regardless of their order.
+                # If several boxes share a position, the highest CIoU is the target, in any order of the boxes.
                 positions = torch.arange(target.numel(), device=target.device).view_as(target)[assignments.position]
                 target.view(-1).scatter_reduce_(0, positions, overlaps.detach().clamp(0), "amax")
                 if self.num_classes > 1 or self.recipe == "default":
@@ -135,10 +142,10 @@ class DetectionLoss:
     def _darknet_loss(
         self, outputs: Sequence[HeadOutput], targets: Targets, objectness_targets: Sequence[ObjectnessMap]
     ) -> dict[str, Tensor]:
-        """Compute the loss of YOLOv3 (Redmon and Farhadi 2018, section 2): sums, divided by the batch size.
+        """Compute the terms of YOLOv3 (Redmon and Farhadi 2018, section 2): sums, divided by the batch size.
 
-        The squared error of width and height is multiplied by 1/2, so that its gradient is the difference that
-        Darknet uses.
+        The squared errors of width and height are multiplied by 1/2, so that their gradients are the plain differences,
+        as in Darknet.
         """
         box, objectness, category = (outputs[0].new_zeros(()) for _ in range(3))
         ignored = ignore_mask(outputs, targets, self.architecture, self.variant, IGNORE_IOU)
@@ -206,9 +213,10 @@ def ciou(boxes1: Float[Tensor, "boxes 4"], boxes2: Float[Tensor, "boxes 4"]) -> 
 def ignore_mask(
     outputs: Sequence[HeadOutput], targets: Targets, architecture: Architecture, variant: Variant, min_iou: float
 ) -> list[Bool[Tensor, "batch anchors _ _"]]:
-    """Return for each head which predicted boxes overlap a ground-truth box of their image by more than ``min_iou``.
+    """Return, for each head, a mask of the predicted boxes whose IoU with a ground-truth box exceeds ``min_iou``.
 
-    The IoU s / (a + b − s) exceeds t if and only if s exceeds t (a + b) / (1 + t), which needs no division.
+    For boxes with areas a and b and an intersection of area s, the IoU is s / (a + b − s). The IoU exceeds t if and
+    only if s exceeds t (a + b) / (1 + t). This comparison avoids a division.
     """
     height, width = (outputs[0].shape[side] * architecture.strides[0] for side in (-2, -1))
     boxes, _ = decode_all([output[:, :, :5] for output in outputs], architecture, variant, height)
@@ -239,6 +247,6 @@ def _gather(output: HeadOutput, assignments: Assignments) -> Float[Tensor, "posi
 def _to_cell_units(
     matched_targets: Targets, assignments: Assignments, rows: int, columns: int
 ) -> Float[Tensor, "positions 4"]:
-    """Return ground-truth boxes in units of cells, with centres relative to the upper left corner of the cell."""
+    """Return ground-truth boxes in cells, with centres relative to the upper left corner of the assigned cell."""
     boxes = matched_targets[:, 2:] * matched_targets.new_tensor([columns, rows, columns, rows])
     return boxes - F.pad(torch.stack([assignments.column, assignments.row], 1), (0, 2))

@@ -18,7 +18,7 @@ class FinetuneRecipe(OptimConfig):
     """Hyperparameters of fine-tuning, excluding the data, the number of frozen layers and the seed."""
 
     name: FinetuneRecipeName
-    """The name also selects the augmentation and the reduction of the loss."""
+    """Name of the recipe, which also selects the augmentation and the reduction of the loss."""
     final_lr_fraction: float = 0.0
     """Learning rate at the end of a cosine schedule, as a fraction of the peak."""
     lr_scale_same_classes: float = 1.0
@@ -29,18 +29,20 @@ class FinetuneRecipe(OptimConfig):
     """Factor for both learning rates if new classes are added to the original classes."""
     warmup_epochs: float = 0.0
     warmup_batches: int = 0
-    """The warm-up has the longer of these two lengths, limited by ``max_warmup_fraction``."""
+    """Length of the warm-up in epochs and in batches. The longer one applies, limited by ``max_warmup_fraction``."""
     max_warmup_fraction: float | None = None
     """Maximum length of the warm-up as a fraction of the run; None: no limit."""
     warmup_bias_lr: float = 0.0
-    """Initial learning rate of biases in the warm-up; all other parameters start at 0."""
+    """Learning rate of biases at the start of the warm-up; all other learning rates start at 0."""
     warmup_momentum: float | None = None
     """Momentum at the start of the warm-up; None: constant momentum."""
     nominal_batch_size: int | None = None
-    """Gradients are accumulated to about this batch size. The weight decay refers to it. None: no accumulation."""
+    """Batch size to which gradients are approximately accumulated. The weight decay refers to this batch size. None: no
+    accumulation."""
     ema_decay: float = 0.0
     ema_warmup_steps: float = 0.0
-    """Exponential moving average with a fixed decay instead of ``ema_fraction``; see ``TrainSchedule``."""
+    """Decay and warm-up steps of the exponential moving average, instead of ``ema_fraction``; see ``TrainSchedule``.
+    A decay of 0 means that ``ema_fraction`` is used."""
     update_bn_stats: bool
     """Whether the BatchNorm statistics of frozen layers are updated, as in the assignment's fine-tuning script."""
     distill: bool = False
@@ -118,7 +120,7 @@ def scale_lr(recipe: FinetuneRecipe, factor: float) -> FinetuneRecipe:
 
 
 def make_finetune_recipe(name: str, *, epochs: int | None = None, batch_size: int | None = None) -> FinetuneRecipe:
-    """Return the recipe ``name``. ``epochs`` and ``batch_size`` replace its values unless they are None.
+    """Return the recipe ``name``. ``epochs`` and ``batch_size``, unless None, replace the values of the recipe.
 
     Raise UsageError for an invalid value.
     """

@@ -40,7 +40,7 @@ class InitialState:
 
 
 def initialise_run(config: FinetuneConfig, resume_folder: Path | None) -> InitialState:
-    """Load the weights and the data, and replace the heads of the detector by heads for the dataset's classes.
+    """Load the weights and the data, and replace the heads of the detector with heads for the dataset's classes.
 
     A resumed run reads its initial model from ``start.safetensors`` in ``resume_folder``.
 
@@ -66,7 +66,7 @@ def initialise_run(config: FinetuneConfig, resume_folder: Path | None) -> Initia
 
 
 def build_loss(model: DarknetModel, config: FinetuneConfig) -> DetectionLoss:
-    """Return the loss for the model's weight variant, with the weights of the recipe."""
+    """Return the loss for the weight variant of the model, with the ``pos_weight`` values of the recipe."""
     return DetectionLoss(
         model.architecture,
         model.variant,
@@ -79,7 +79,7 @@ def build_loss(model: DarknetModel, config: FinetuneConfig) -> DetectionLoss:
 
 
 def build_teacher(config: FinetuneConfig, initial: InitialState, loss: DetectionLoss, device: str) -> Teacher | None:
-    """Return the initial model as the teacher.
+    """Return the teacher for distillation, which is a copy of the initial model.
 
     Return None if the recipe does not use distillation or if original and new classes are not trained together.
     """
@@ -113,10 +113,10 @@ def compute_losses(
 def build_finetune_optimizers(model: DarknetModel, recipe: FinetuneRecipe) -> list[torch.optim.Optimizer]:
     """Return the optimizers of all trainable parameters, with their peak learning rates.
 
-    ``sgd`` is SGD with Nesterov momentum and three parameter groups: kernels with weight decay, BatchNorm weights, and
-    biases. ``muon`` is Muon with weight decay for kernels, and AdamW without weight decay for all other parameters. The
-    last kernel of each head is also trained with AdamW, because its rows have different meanings. Empty groups are
-    omitted.
+    ``sgd`` uses SGD with Nesterov momentum and three parameter groups: kernels with weight decay, BatchNorm weights,
+    and biases. ``muon`` uses Muon with weight decay for kernels, and AdamW without weight decay for all other
+    parameters. The last kernel of each head is also trained with AdamW, because its rows predict different quantities.
+    Empty groups are omitted.
     """
     kernels, norm_weights, biases = parameter_groups(model)
     if recipe.optimizer == "sgd":
@@ -137,7 +137,7 @@ def build_finetune_optimizers(model: DarknetModel, recipe: FinetuneRecipe) -> li
 
 
 def parameter_groups(model: DarknetModel) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Return the trainable convolution kernels, BatchNorm weights and biases, without frozen parameters."""
+    """Return three lists of parameters that are not frozen: convolution kernels, BatchNorm weights, and biases."""
     trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     kernels = [parameter for _, parameter in trainable if parameter.ndim == 4]
     norm_weights = [parameter for name, parameter in trainable if parameter.ndim == 1 and name.endswith("weight")]
@@ -150,7 +150,7 @@ def finetune_lr_schedule(
 ) -> LrSchedule:
     """Return the learning rate and momentum of every parameter group as a function of the optimizer step.
 
-    The course's ``cosine`` schedule changes the learning rate once per epoch, but the warm-up changes it in every step.
+    The ``cosine`` schedule changes the learning rates once per epoch, and during the warm-up in every step.
     """
     warmup_batches = recipe.num_warmup_batches(batches_per_epoch)
     if recipe.schedule != "cosine":

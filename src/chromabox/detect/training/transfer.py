@@ -1,9 +1,9 @@
 """Transfer to new classes: replacement of the heads, and distillation of the original model.
 
 Training images of a new class also show unlabelled objects of the original classes. Training on the labels alone
-would treat these objects as background. The original model, the teacher, therefore predicts the same batch, and its
-predictions are distilled wherever no box is labelled. This is learning without forgetting (Li and Hoiem 2016), applied
-to detectors (Shmelkov, Schmid and Alahari 2017). The teacher shares the cached features of the frozen layers.
+would treat these objects as background. The original model, the teacher, is therefore run on the same batch, and
+its predictions are distilled wherever no object is labelled. This is learning without forgetting (Li and Hoiem 2016),
+applied to detectors (Shmelkov, Schmid and Alahari 2017). The teacher shares the cached features of the frozen layers.
 """
 
 import math
@@ -34,7 +34,8 @@ MIN_OBJECTNESS = 0.01
 class TeacherOutput:
     """Raw outputs of the teacher's heads for a batch, and its objectness, in [0, 1].
 
-    The objectness is 0 at positions with an assigned ground-truth box, and where the predicted box overlaps one.
+    The objectness is 0 at positions with an assigned ground-truth box, and at positions whose predicted box has an IoU
+    above ``LABELLED_IOU`` with a ground-truth box.
     """
 
     heads: list[HeadOutput]
@@ -51,7 +52,7 @@ class Teacher:
 
     @torch.no_grad()
     def predict(self, features: Mapping[int, Tensor], num_frozen: int, targets: Targets) -> TeacherOutput:
-        """Predict a batch, given the features of its first ``num_frozen`` layers and its ground truth."""
+        """Run the teacher on a batch, given the features of the first ``num_frozen`` layers and the ground truth."""
         heads = [head.float() for head in self.model.forward_from(features, num_frozen)]
         targets = targets.to(heads[0])
         labelled = ignore_mask(heads, targets, self.loss.architecture, self.loss.variant, LABELLED_IOU)
@@ -67,7 +68,8 @@ class Teacher:
         ``old_box`` is half the sum of the squared differences of the four raw box outputs. ``old_class`` is the sum of
         the Kullback-Leibler divergences of all classes from the teacher's prediction. For new classes, the prediction
         is replaced by probability 0, because the teacher has detected an object of an original class. The terms have
-        the weights of the box and class terms of :class:`DetectionLoss`. They are 0 if the teacher detects no object.
+        the weights of the box and class terms of :class:`DetectionLoss`. Both terms are 0 if the teacher detects no
+        object.
         """
         box, category = (outputs[0].new_zeros((), dtype=torch.float32) for _ in range(2))
         for output, head, objectness in zip(outputs, teacher_output.heads, teacher_output.objectness, strict=True):
@@ -98,12 +100,12 @@ def replace_heads(
 
     Classes are matched by name; case is ignored, and "_" and "-" are treated as spaces. The weights of classes that
     the detector already has are copied. The weights of a new class are 0, so that its initial score is the same at
-    every position of every image. Its bias sets this score to 1 / (number of classes), at most ``max_prior``.
+    every position of every image. The bias sets this score to 1 / (number of classes), at most ``max_prior``.
 
     Args:
         detector: a trained detector; it is not modified.
         class_names: unique names of the classes.
-        keep_old_classes: keep all classes of the detector in their order, and append the new ones.
+        keep_old_classes: whether to keep all classes of the detector in their order and append the new classes.
         max_prior: maximum initial score of a new class, in (0, 1).
 
     Returns:
@@ -127,8 +129,8 @@ def replace_heads(
         last, yolo = layers[head - 1], cast(Yolo, layers[head])
         if not isinstance(last, Convolution) or last.batch_normalise or last.groups > 1:
             raise ChromaboxError(
-                f"{detector.architecture.name}: cannot change the classes of head {head}; expected a plain convolution "
-                "with a bias before it"
+                f"{detector.architecture.name}: cannot change the classes of the head in layer {head}; expected a "
+                "plain convolution with a bias before the head"
             )
         layers[head] = replace(yolo, classes=len(classes))
         layers[head - 1] = replace(last, filters=len(yolo.mask) * (5 + len(classes)))

@@ -1,4 +1,4 @@
-"""Validation that reuses cached backbone features between epochs."""
+"""Validation that reuses the cached features of frozen layers in every epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _NMS_IOU = 0.45
 
 @dataclass(frozen=True)
 class Validator:
-    """Validation images, letterboxed to side ``size`` as for inference.
+    """Validation images, letterboxed to the side length ``size`` as for inference.
 
     ``cache`` contains the features of the images, and ``boxes`` contains their ground truth.
     """

@@ -1,1 +1,1 @@
-"""Weight files of detectors: Darknet, PyTorch, safetensors, ONNX."""
+"""Detector weights in Darknet, PyTorch, safetensors and ONNX files."""

@@ -56,12 +56,12 @@ def convert_weights(
     run_sanity_check: bool = True,
     progress: Progress | None = None,
 ) -> Path:
-    """Load pretrained weights or a file, run the sanity check, and write the weights.
+    """Load pretrained weights or a weight file, run the sanity check, and write the weights.
 
     Args:
         weights: ``yolov3-tiny`` or a .weights, .onnx, .pt or .safetensors file.
-        output: .safetensors (Chromabox) or .weights (Darknet, with its .cfg next to it); None: the cache for pretrained
-            weights, otherwise the input path with the suffix .safetensors.
+        output: a .safetensors file (Chromabox) or a .weights file (Darknet), next to which a .cfg file is written.
+            None: the cache folder for pretrained weights, otherwise the input path with the suffix .safetensors.
         architecture: ``yolov3``, ``yolov3-tiny`` or a .cfg file; see
             :func:`~chromabox.detect.weights.load.load_detector`.
         variant: a key of ``chromabox.detect.models.architecture.VARIANTS``.
@@ -81,15 +81,16 @@ def convert_weights(
     if output is not None and output.suffix not in (".safetensors", ".weights"):
         raise UsageError(f"{output}: unsupported suffix; expected .safetensors (Chromabox) or .weights (Darknet)")
     if output is not None and output.exists() and Path(weights).exists() and output.samefile(weights):
-        raise UsageError(f"{output}: the output is the input file; choose another output with -o")
+        raise UsageError(f"{output}: the output is the same file as the input; use another path with -o")
     stored_variant = None if variant is None else get_variant(variant)
     detector = load_detector(
         weights, architecture=architecture, variant=stored_variant, classes=classes, progress=progress
     )
     model = detector.architecture
     log.info(
-        f"{model.name} from {detector.metadata.get('source', {}).get('file', 'a checkpoint')}: {len(model.layers)} "
-        f"layers, {model.num_weights:,} weights, {model.num_classes} classes, variant {detector.variant.name}"
+        f"{model.name} from {detector.metadata.get('source', {}).get('file', 'a checkpoint')}: variant "
+        f"{detector.variant.name}, layers: {len(model.layers)}, weights: {model.num_weights:,}, "
+        f"classes: {model.num_classes}"
     )
     quality = sanity_check(detector) if run_sanity_check else None
     if quality is not None:
@@ -114,15 +115,15 @@ def convert_weights(
 
 
 def _num_images_seen(detector: Detector) -> int:
-    """Return the number of images seen in training; 0 if it is unknown."""
+    """Return the number of images seen during training, or 0 if this number is unknown."""
     return int(detector.metadata.get("source", {}).get("seen", 0))
 
 
 def export_all_formats(detector: Detector, folder: Path) -> Iterator[str]:
     """Write ``best.onnx`` and, for Darknet's variant, ``best.weights``, ``best.cfg`` and ``best.names``.
 
-    Yield one line for each export. If an export fails because a library is missing or the outputs would differ, the
-    line contains the reason. No error is raised, because the detector itself has already been saved.
+    Yield one line of text about each export. If an export fails because a library is missing or the outputs would
+    differ, the line states the reason. No error is raised, because the detector itself has already been saved.
     """
     detector = replace(detector, model=copy.deepcopy(detector.model).cpu().eval())
     try:
@@ -139,9 +140,10 @@ def export_all_formats(detector: Detector, folder: Path) -> Iterator[str]:
 
 
 def export_darknet(detector: Detector, path: Path) -> None:
-    """Write the weights to ``path``, and the architecture (.cfg) and class names (.names, one per line) next to it.
+    """Write a detector in Darknet's format: the weights to ``path``, and a .cfg and a .names file next to it.
 
-    Raise ChromaboxError and delete the files if the detector that is read back differs.
+    The .cfg file contains the architecture, and the .names file contains one class name per line. Raise ChromaboxError
+    and delete the files if the detector that is read back differs.
     """
     files = path, path.with_suffix(".cfg"), path.with_suffix(".names")
     write_cfg(replace(detector.architecture, size=detector.size), files[1])
@@ -179,15 +181,15 @@ class DetectorExportReport:
     def __str__(self) -> str:
         return (
             f"checked against PyTorch on {self.num_images} photographs: scores differ by at most "
-            f"{self.score_difference:.1e}, boxes by {self.box_difference:.1e} of the side "
+            f"{self.score_difference:.1e}, boxes by {self.box_difference:.1e} of the side length "
             f"(tolerance {MAX_DIFFERENCE:.0e})"
         )
 
 
 class ExportWrapper(nn.Module):
-    """Model with decoding. The input is images [batch, 3, size, size].
+    """Model followed by the decoding of its outputs. The input is a batch of images [batch, 3, size, size].
 
-    The outputs are boxes [batch, boxes, 4] in pixels and scores [batch, boxes, classes].
+    The outputs are boxes [batch, boxes, 4] in pixels, and scores [batch, boxes, classes].
     """
 
     def __init__(self, model: DarknetModel, size: int) -> None:
@@ -202,7 +204,7 @@ class ExportWrapper(nn.Module):
 
 
 def export_detector(detector: Detector, path: Path, *, size: int | None = None) -> DetectorExportReport:
-    """Write a detector to an ONNX file after comparing the file's outputs with PyTorch's.
+    """Write a detector to an ONNX file, after comparing the outputs of the file with the outputs of PyTorch.
 
     :func:`~chromabox.detect.weights.load.load_detector` can read the file.
 
@@ -212,7 +214,7 @@ def export_detector(detector: Detector, path: Path, *, size: int | None = None) 
         size: side length of the square input in pixels; None: the detector's default size.
 
     Returns:
-        The differences between the exported file and PyTorch.
+        The largest differences between the outputs of the file and the outputs of PyTorch.
 
     Raise UsageError if the suffix or size is invalid or a library is missing. Raise ChromaboxError if PyTorch cannot
     export the model, if the outputs differ, or if the file cannot be written. In all these cases, no file is written.
@@ -242,7 +244,7 @@ def export_detector(detector: Detector, path: Path, *, size: int | None = None) 
 
 
 def compare_exported_detector(detector: Detector, path: Path, size: int) -> DetectorExportReport:
-    """Compare an exported file with PyTorch on photographs.
+    """Compare the outputs of an exported file with the outputs of PyTorch on photographs.
 
     ONNX Runtime runs the file with one image and with a batch. The file is also loaded as a PyTorch detector.
     """
@@ -252,7 +254,8 @@ def compare_exported_detector(detector: Detector, path: Path, size: int) -> Dete
     exported = load_onnx_detector(path)
     outputs = [exported.predict(images), exported.predict(images[:1]), load_detector(path).predict(images)]
     expected_boxes, expected_scores = detector.predict(images)
-    # Coordinates far outside the input result from exponentials; their rounding errors are proportional to their size.
+    # Coordinates far outside the input result from exponentials. The rounding errors of these coordinates are
+    # proportional to the coordinates.
     scales = np.maximum(np.abs(expected_boxes), size)
     differences = []
     for boxes, scores in outputs:
@@ -263,6 +266,6 @@ def compare_exported_detector(detector: Detector, path: Path, size: int) -> Dete
 
 
 def _to_onnx(model: ExportWrapper, size: int) -> "ModelProto":
-    """Export the model with PyTorch's exporter, with a dynamic batch size."""
+    """Return the model in ONNX format, exported by PyTorch with a dynamic batch size."""
     example = torch.zeros(2, model.net.architecture.channels, size, size)
     return to_onnx(model, example, {0: torch.export.Dim("batch", min=1)}, [INPUT_NAME], OUTPUT_NAMES, opset=OPSET)

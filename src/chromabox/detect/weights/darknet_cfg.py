@@ -37,7 +37,7 @@ class CfgSection:
     options: dict[str, tuple[str, int]]
 
     def pop(self, key: str, default: Any, convert: Callable[[str], Any] = int) -> Any:
-        """Remove an option and return its value, or ``default`` if it is missing."""
+        """Remove an option and return its converted value, or return ``default`` if the option is missing."""
         if key not in self.options:
             return default
         text, line = self.options.pop(key)
@@ -47,7 +47,7 @@ class CfgSection:
             raise self.error(f"{key}={text}: expected a number or comma-separated numbers", line) from None
 
     def pop_numbers(self, key: str, convert: Callable[[str], Any] = int) -> tuple[Any, ...]:
-        """Remove an option with comma-separated numbers and return them. Return an empty tuple if it is missing."""
+        """Remove an option and return its comma-separated numbers. Return an empty tuple if the option is missing."""
         return self.pop(key, (), lambda text: tuple(convert(part) for part in text.split(",") if part.strip()))
 
     def error(self, reason: str, line: int | None = None) -> ChromaboxError:
@@ -55,12 +55,13 @@ class CfgSection:
 
 
 def read_cfg(path: Path) -> Architecture:
-    """Read the architecture from a Darknet configuration file. Its name is the file name without the suffix.
+    """Read the architecture from a Darknet configuration file.
 
-    The input size is the larger of ``width`` and ``height``.
+    The architecture is named after the file, without the suffix. The input size is the larger of ``width`` and
+    ``height``.
 
-    Raise ChromaboxError, with file and line, if a section or option is unknown or invalid, or if the layers are
-    inconsistent.
+    Raise ChromaboxError if the file cannot be read, if a section or option is unknown or invalid (with the line
+    number), or if the layers are inconsistent.
     """
     sections = _parse_sections(path)
     if not sections or sections[0].name not in ("net", "network"):
@@ -77,7 +78,7 @@ def read_cfg(path: Path) -> Architecture:
 
 
 def write_cfg(architecture: Architecture, path: Path) -> None:
-    """Write a Darknet configuration file for :func:`read_cfg` and Darknet. The folder must exist."""
+    """Write a configuration file that Darknet and :func:`read_cfg` can read. The folder must exist."""
     net = {"batch": 1, "width": architecture.size, "height": architecture.size, "channels": architecture.channels}
     sections = [("net", net), *(_layer_options(layer, index) for index, layer in enumerate(architecture.layers))]
     parts = [
@@ -108,7 +109,7 @@ def _parse_sections(path: Path) -> list[CfgSection]:
 
 
 def _parse_layer(section: CfgSection, index: int) -> Layer:
-    """Return the layer with this index. Options that are not read remain in the section."""
+    """Return the layer that a section describes. Options that are not read remain in the section."""
     match section.name:
         case "convolutional":
             activation = section.pop("activation", "logistic", str)
@@ -141,7 +142,9 @@ def _parse_layer(section: CfgSection, index: int) -> Layer:
         case "yolo":
             values = section.pop_numbers("anchors", float)
             if not values or len(values) % 2:
-                raise section.error(f"anchors contains {len(values)} numbers; expected pairs of numbers")
+                raise section.error(
+                    f"the number of values in anchors is {len(values)}; expected an even number above 0"
+                )
             anchors = tuple(zip(values[::2], values[1::2], strict=True))
             mask = section.pop_numbers("mask") or tuple(range(len(anchors)))
             return Yolo(mask, anchors, section.pop("classes", 20))
@@ -151,7 +154,7 @@ def _parse_layer(section: CfgSection, index: int) -> Layer:
 
 
 def _layer_options(layer: Layer, index: int) -> tuple[str, dict[str, Any]]:
-    """Return the section name and options of a layer. Options with default values are mostly omitted."""
+    """Return the name and options of the section for a layer. Most options that have default values are omitted."""
     match layer:
         case Convolution():
             options: dict[str, Any] = {"batch_normalize": int(layer.batch_normalise), "filters": layer.filters}

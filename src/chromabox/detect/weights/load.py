@@ -2,8 +2,8 @@
 
 The formats are Darknet's ``.weights``, ONNX files of plain convolutions such as the ONNX copy of YOLOv3-tiny,
 Ultralytics' ``.pt``, and Chromabox's ``.safetensors`` and ``.onnx``. Only Chromabox's files contain the architecture,
-variant and class names. For ``.weights``, the architecture is read from a ``.cfg`` file or recognised by the number of
-values.
+variant and class names. For Darknet's files and ONNX files of plain convolutions, the architecture is read from a
+``.cfg`` file or recognised by the number of values.
 """
 
 import json
@@ -62,7 +62,7 @@ MAX_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Detector:
-    """Model in evaluation mode, class names, default input size in pixels, and metadata."""
+    """Detector run by PyTorch: model in evaluation mode, class names, default input size in pixels, and metadata."""
 
     model: DarknetModel
     classes: tuple[str, ...]
@@ -85,13 +85,16 @@ class Detector:
 
     @torch.inference_mode()
     def predict(self, images: ImageArray) -> tuple[BoxArray, ScoreArray]:
-        """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], without suppression."""
+        """Return boxes and scores before non-maximum suppression.
+
+        Boxes are left, top, right and bottom in pixels of the input. Scores are in [0, 1].
+        """
         outputs = self.model(torch.from_numpy(images).to(next(self.model.parameters()).device))
         boxes, scores = decode_all(outputs, self.architecture, self.variant, images.shape[-1])
         return boxes.cpu().numpy(), scores.cpu().numpy()
 
     def fused(self) -> "Detector":
-        """Return a copy with each BatchNorm folded into its convolution, which is faster."""
+        """Return a faster copy, in which each BatchNorm is fused into its convolution."""
         return replace(self, model=self.model.fuse())
 
 
@@ -118,16 +121,17 @@ def load_detector(
     classes: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Detector:
-    """Load a detector by name or from a file; the format is determined by the suffix.
+    """Load a detector by name, or from a file or run folder. The suffix of a file determines its format.
 
     Args:
         weights: ``yolov3-tiny``, or a .safetensors, .weights, .onnx or .pt file, or a run folder.
-        architecture: for .weights, and for .onnx files not exported by Chromabox: an `Architecture`, ``yolov3``,
-            ``yolov3-tiny`` or a .cfg file. None: a .cfg file with the same name next to the weights, or otherwise
-            the architecture with the same number of values.
+        architecture: for .weights, and for .onnx files not exported by Chromabox: an :class:`Architecture`, ``yolov3``,
+            ``yolov3-tiny`` or a .cfg file. None: the .cfg file with the same name next to the weights if there is one,
+            otherwise the known architecture with the same number of values.
         variant: variant of the weights. None: the variant stored in the file, or Darknet's for .weights and for
             .onnx files not exported by Chromabox, which do not contain a variant.
-        classes: class names. None: those in the file, or COCO's for 80 classes.
+        classes: class names. None: the names in the file; if it contains none, COCO's names for 80 classes, otherwise
+            ``class 0``, ``class 1``, and so on.
         progress: callback for the progress of a download.
 
     Raise ChromaboxError if a file is damaged, belongs to another architecture or would execute code. Raise UsageError
@@ -151,7 +155,7 @@ def load_detector(
 
 
 def save_detector(path: Path, detector: Detector) -> None:
-    """Write a .safetensors file with all metadata, and a copy of the metadata as .json next to it.
+    """Write a detector to a .safetensors file with all metadata, and a copy of the metadata to a .json file next to it.
 
     Raise UsageError if the path has another suffix.
     """
@@ -161,7 +165,7 @@ def save_detector(path: Path, detector: Detector) -> None:
 
 
 def detector_metadata(detector: Detector) -> dict[str, Any]:
-    """Return the JSON-serialisable metadata of a checkpoint, which :func:`load_detector` requires."""
+    """Return the JSON-serialisable metadata that :func:`load_detector` requires in a checkpoint."""
     return {
         **detector.metadata,
         "net": "detector",
@@ -175,10 +179,10 @@ def detector_metadata(detector: Detector) -> dict[str, Any]:
 def write_darknet(path: Path, model: DarknetModel, seen: int = 0) -> None:
     """Write a Darknet weight file. ``seen`` is the number of images seen in training.
 
-    Weights that were read from a Darknet file are written bit for bit.
+    Weights that were read from a Darknet file are written unchanged, bit for bit.
 
-    Raise UsageError if the variant is not Darknet's: Darknet would load the weights without an error but interpret them
-    differently.
+    Raise UsageError if the variant is not Darknet's, because Darknet would load the weights without an error but
+    interpret them differently.
     """
     if model.variant.name != DARKNET.name:
         raise UsageError(f"{path}: Darknet does not support variant {model.variant.name}; use a .safetensors file")
@@ -298,7 +302,9 @@ def _check_classes(classes: Sequence[str], architecture: Architecture) -> None:
     """Raise UsageError if the number of class names is wrong or names are repeated."""
     num_names, expected = len(set(classes)), architecture.num_classes
     if num_names != expected or len(classes) != expected:
-        raise UsageError(f"--classes has {num_names} different names; expected {expected}")
+        raise UsageError(
+            f"classes: repeated names or wrong number of names (different names: {num_names}); expected {expected}"
+        )
 
 
 def _load_onnx(path: Path, build: Callable[[int], DarknetModel]) -> DarknetModel:
@@ -311,7 +317,10 @@ def _load_onnx(path: Path, build: Callable[[int], DarknetModel]) -> DarknetModel
 def _load_layers(
     model: DarknetModel, convolutions: Sequence[dict[str, np.ndarray]], epsilon: float, path: Path
 ) -> DarknetModel:
-    """Load convolutions, whose variances include ``epsilon``. Raise ChromaboxError if their shapes differ."""
+    """Load convolutions into a model. Raise ChromaboxError if their shapes differ from the shapes in the model.
+
+    ``epsilon`` is the value that has already been added to the variances of BatchNorm.
+    """
     layers = [layer.convolution for layer in model.layers if isinstance(layer, ConvolutionLayer)]
     # The total number of weights can be equal even if the layers differ.
     for index, (convolution, layer) in enumerate(zip(convolutions, layers, strict=False)):
@@ -326,7 +335,11 @@ def _load_layers(
 def _resolve_architecture(
     path: Path, architecture: Architecture | str | Path | None, num_weights: int, variant: Variant
 ) -> Architecture:
-    """Return the given architecture, or the one in the .cfg next to the weights, or the one with this many weights."""
+    """Return the architecture of the weights in a file.
+
+    ``architecture`` can be an architecture, a name or a .cfg file. None: the .cfg file next to the weights if there is
+    one, otherwise the known architecture with ``num_weights`` weights.
+    """
     if isinstance(architecture, Architecture):
         return architecture
     if architecture is None and path.with_suffix(".cfg").is_file():
@@ -349,13 +362,13 @@ def _resolve_architecture(
 
 
 def _load_flat_weights(model: DarknetModel, weights: Float32[np.ndarray, " weights"], origin: str) -> DarknetModel:
-    """Copy weights in the order of a Darknet file to the model, and return the model in evaluation mode."""
+    """Copy weights, in the order of a Darknet file, into the model. Return the model in evaluation mode."""
     expected = model.architecture.num_weights
     if len(weights) != expected:
         problem = "truncated" if len(weights) < expected else "too long"
         raise ChromaboxError(
             f"{origin}: {problem} or for another architecture ({len(weights):,} values); expected {expected:,} for "
-            f"{model.architecture.name} with {model.architecture.num_classes} classes"
+            f"{model.architecture.name} (classes: {model.architecture.num_classes})"
         )
     if not np.isfinite(weights).all():
         raise ChromaboxError(f"{origin}: contains values that are not finite; use another copy")
@@ -368,7 +381,7 @@ def _load_flat_weights(model: DarknetModel, weights: Float32[np.ndarray, " weigh
 
 
 def tensors_in_file_order(model: DarknetModel) -> list[Tensor]:
-    """Return the tensors of a model in the order of Darknet's weight file."""
+    """Return the tensors of a model in the order of Darknet's weight files."""
     tensors: list[Tensor | None] = []
     for layer in model.layers:
         if isinstance(layer, ConvolutionLayer):

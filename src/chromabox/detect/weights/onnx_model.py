@@ -1,6 +1,6 @@
 """Detectors as exported ONNX files, run by ONNX Runtime.
 
-In an exported file, BatchNorm is folded into the convolutions, and the decoding of boxes is part of the graph.
+In an exported file, BatchNorm is fused into the convolutions, and the decoding of boxes is part of the graph.
 """
 
 import json
@@ -44,13 +44,16 @@ class DetectorModel(Protocol):
 
     @property
     def variant(self) -> Variant:
-        """Variant of the weights, which defines the letterbox."""
+        """Variant of the weights. It defines the letterbox."""
 
     def check_size(self, size: int) -> None:
         """Raise UsageError if the model cannot process square images of this side length in pixels."""
 
     def predict(self, images: ImageArray) -> tuple[BoxArray, ScoreArray]:
-        """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], without suppression."""
+        """Return boxes and scores before non-maximum suppression.
+
+        Boxes are left, top, right and bottom in pixels of the input. Scores are in [0, 1].
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +73,16 @@ class OnnxDetector:
             raise UsageError(f"{found}; use {self.size}, or export the weights with --size {size}")
 
     def predict(self, images: ImageArray) -> tuple[BoxArray, ScoreArray]:
-        """Return boxes (left, top, right, bottom, in pixels of the input) and scores in [0, 1], without suppression."""
+        """Return boxes and scores before non-maximum suppression.
+
+        Boxes are left, top, right and bottom in pixels of the input. Scores are in [0, 1].
+        """
         boxes, scores = self.session.run(list(OUTPUT_NAMES), {INPUT_NAME: images})
         return boxes, scores
 
 
 def read_onnx_file(path: Path) -> bytes:
-    """Return the content of an ONNX file.
+    """Return the bytes of an ONNX file.
 
     Raise UsageError if the file does not exist, and ChromaboxError if it is not an ONNX file.
     """
@@ -94,7 +100,7 @@ def load_onnx_detector(
 ) -> OnnxDetector:
     """Load a file written by :func:`chromabox.detect.weights.convert.export_detector`.
 
-    If ``content``, the content of the file, is None, the file is read. ``threads`` and ``device`` are passed to
+    ``content`` contains the bytes of the file; None reads the file. ``threads`` and ``device`` are passed to
     :func:`chromabox.runtime.session.open_session`.
 
     Raise UsageError if the file does not exist, and ChromaboxError if it was not exported by Chromabox or is damaged.
@@ -109,18 +115,18 @@ def load_onnx_detector(
         variant = variant_from_json(json.loads(metadata["detector"])["kind"])
         num_scores = session.get_outputs()[1].shape[-1]
         if num_scores != len(classes):
-            raise ValueError(f"the number of scores is {num_scores}, not {len(classes)}")
+            raise ValueError(f"the number of scores per box is {num_scores}, not {len(classes)}")
     except (KeyError, TypeError, ValueError) as error:
         problem = f"not a detector exported by Chromabox ({one_line(error)})"
-        raise ChromaboxError(f"{path}: {problem}; use chromabox export") from error
+        raise ChromaboxError(f"{path}: {problem}; export the detector with chromabox export") from error
     return OnnxDetector(session, path, classes, size, variant)
 
 
 def resolve_weights(weights: str | Path) -> Path:
-    """Return the path of weights given by name, by path or as a run folder (``best.safetensors``).
+    """Return the path of weights that are given as a name, a file, or a run folder (its ``best.safetensors``).
 
-    Weights given by name are in the cache folder; they may not exist before the first download. Raise UsageError if any
-    other file does not exist.
+    Named weights are in the cache folder and may not have been downloaded yet. Raise UsageError if any other file does
+    not exist.
     """
     path = Path(weights)
     if str(weights) in PRETRAINED and not path.exists():

@@ -2,7 +2,7 @@
 
 Weights with the wrong variant or the wrong anchors load without an error but give worse detections. The reference image
 contains two photographs from scikit-image at several sizes: large copies for the coarse heads and small copies for the
-fine heads. The detector is run with the given variant and anchors and with all alternatives.
+fine heads. The detector is run with the given variant and anchors, and with each alternative.
 """
 
 from collections.abc import Iterator
@@ -29,13 +29,15 @@ TEST_PHOTOS = (
 )
 #: Confidence threshold for detections on the reference image.
 TEST_CONFIDENCE = 0.3
-#: Minimum quality to pass, and maximum margin by which an alternative may be better. The quality of the published
-#: YOLOv3-tiny is 0.71. With the other decoding it is 0.66, with the mask (0, 1, 2) it is 0.38, and with SiLU it is 0.
+#: Minimum quality to pass, and maximum margin by which an alternative may be better. The published YOLOv3-tiny has a
+#: quality of 0.71. Its quality is 0.66 with the other decoding, 0.38 with the mask (0, 1, 2), and 0 with SiLU.
 MIN_QUALITY, MARGIN = 0.3, 0.03
 
 
 def sanity_check(detector: Detector) -> float | None:
-    """Return the quality on the reference image, 0 to 1, or None if the detector does not have the class person or cat.
+    """Return the quality (0 to 1) of a detector on the reference image, or None if the check is not possible.
+
+    The check requires the classes of the image, person and cat.
 
     Raise ChromaboxError if the quality is too low, or if the quality with another variant or mask is clearly higher.
     """
@@ -55,9 +57,9 @@ def sanity_check(detector: Detector) -> float | None:
 
 
 def alternatives(model: DarknetModel) -> Iterator[tuple[str, DarknetModel]]:
-    """Yield pairs of a description and a model in evaluation mode with the same weights.
+    """Yield the description and the model of each alternative: the same weights with another variant or mask.
 
-    The models have the other variants or, for YOLOv3-tiny, the other mask of the second head.
+    Only the mask of the second head of YOLOv3-tiny is changed. The models are in evaluation mode.
     """
     architecture, heads, yolo = model.architecture, model.architecture.head_indices, model.architecture.yolo_layers[-1]
     others = [(f"variant {name}", architecture, variant) for name, variant in VARIANTS.items()]
@@ -76,9 +78,10 @@ def alternatives(model: DarknetModel) -> Iterator[tuple[str, DarknetModel]]:
 
 @torch.no_grad()
 def match_quality(model: DarknetModel, classes: tuple[str, ...]) -> float:
-    """Return the quality of the detections on the reference image, 0 to 1.
+    """Return the quality (0 to 1) of the detections on the reference image.
 
-    The quality is the sum of the best IoU of each object, divided by the total number of objects and unmatched boxes.
+    Each object contributes its best IoU with a detected box of its class, or 0 if this IoU is at most 0.3. The quality
+    is the sum of the contributions, divided by the number of objects plus the number of unmatched boxes.
     """
     pixels, names, truth = make_test_image()
     heads = model(torch.from_numpy(pixels)[None])
@@ -97,7 +100,10 @@ def match_quality(model: DarknetModel, classes: tuple[str, ...]) -> float:
 
 
 def make_test_image() -> tuple[Float32[np.ndarray, "3 side side"], tuple[str, ...], Float32[np.ndarray, "objects 4"]]:
-    """Return the reference image, RGB in [0, 1], and the classes and boxes (left, top, right, bottom) in pixels."""
+    """Return the reference image, and the class and box of each object in it.
+
+    The image is RGB in [0, 1]. The boxes (left, top, right, bottom) are in pixels.
+    """
     canvas = Image.new("RGB", (TEST_IMAGE_SIZE, TEST_IMAGE_SIZE), (128, 128, 128))
     names, boxes = [], []
     for photo, name, object_box, positions in TEST_PHOTOS:

@@ -1,14 +1,14 @@
 """Safe reading of the ``.pt`` files of Ultralytics' YOLOv3, versions 9.0 and later.
 
 The files contain pickled modules in Darknet's order, except that the convolutions of the heads come last, from fine to
-coarse. Anchors are in units of grid cells. The variant of the weights is inferred from the activation modules. Files
-with a plain dictionary of tensors contain no such modules; for these files, the variant must be given.
+coarse. Anchors are in grid cells. The variant of the weights is inferred from the activation modules. Files with a
+plain dictionary of tensors contain no such modules; for these files, the variant must be given.
 
 No code in a file is executed. A ``.pt`` file is a zip archive with one pickle and the raw data of its tensors. A pickle
-is a program that names functions and calls them. PyTorch's restricted unpickler calls only functions on its own list,
-for tensors and containers. In addition, the names in ``OPAQUE_NAMES`` are allowed. They are not imported: their objects
-are read as :class:`OpaqueObject`, which contains only attributes. Any other name raises an error before anything is
-called.
+is a program that names functions and calls them. PyTorch's restricted unpickler calls only the functions on its own
+list, which create tensors and containers. In addition, the names in ``OPAQUE_NAMES`` are allowed. Classes and functions
+with these names are not imported; their objects are read as :class:`OpaqueObject`, which contains only attributes. Any
+other name raises an error before anything is called.
 """
 
 import zipfile
@@ -39,7 +39,7 @@ OPAQUE_NAMES = (
     *("models.", "ultralytics.nn.", "torch.nn.modules.", "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray."),
     *("numpy._core.multiarray.", "datetime.datetime", "pathlib.", "argparse.Namespace"),
 )
-#: Maximum uncompressed size of an archive member in bytes, about a hundred times the largest YOLOv3 tensor in float64.
+#: Maximum uncompressed size of an archive member in bytes, about 100 times the largest YOLOv3 tensor in float64.
 MAX_MEMBER_BYTES = 1 << 32
 
 
@@ -48,10 +48,10 @@ class OpaqueObject:
 
     class_name = ""
     attributes: Mapping[str, Any] = MappingProxyType({})
-    """The ``__dict__`` of the pickled object; empty if the file does not contain it."""
+    """The ``__dict__`` of the pickled object; empty if the file does not contain one."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Ignore the arguments in the file."""
+        """Ignore the constructor arguments, which are read from the file."""
 
     def __setstate__(self, state: Any) -> None:
         self.attributes = state if isinstance(state, dict) else {}
@@ -65,7 +65,7 @@ class OpaqueObject:
 
 
 def load_untrusted(path: Path) -> Any:
-    """Return the content of a ``.pt`` file: tensors, containers, numbers, strings and :class:`OpaqueObject` objects.
+    """Return the content of a ``.pt`` file: tensors, containers, numbers, strings and ``OpaqueObject`` instances.
 
     Raise ChromaboxError if the file cannot be read, is not a PyTorch file, or would execute code.
     """
@@ -73,11 +73,13 @@ def load_untrusted(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
             if len(names) != 1:
-                found = f"{len(names)} data.pkl, expected 1"
-                raise ChromaboxError(f"{path}: not a PyTorch file ({found}); save it with torch.save")
+                found = f"it contains {len(names)} files named data.pkl, not 1"
+                raise ChromaboxError(f"{path}: not a PyTorch file ({found}); expected a file written by torch.save")
             for member in archive.infolist():
                 if member.file_size > MAX_MEMBER_BYTES:
-                    raise ChromaboxError(f"{path}: {member.filename} is larger than {MAX_MEMBER_BYTES} bytes")
+                    raise ChromaboxError(
+                        f"{path}: {member.filename} is too large; expected at most {MAX_MEMBER_BYTES} bytes"
+                    )
             protocol = archive.read(names[0])[1:2]
             if protocol > b"\x02":
                 expected = "expected 2, the default of torch.save"
@@ -118,13 +120,13 @@ ACTIVATION_VARIANTS = {
     "torch.nn.modules.activation.LeakyReLU": ULTRALYTICS_9_0,
 }
 
-#: Convolutions in file order. Each is a dictionary of arrays by name.
+#: Convolutions. Each is a dictionary of arrays by tensor name.
 Layers = list[dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
 class UltralyticsFile:
-    """Architecture, variant, class names, and convolutions in Darknet's order."""
+    """Contents of a ``.pt`` file: architecture, variant, class names, and convolutions in Darknet's order."""
 
     architecture: Architecture
     variant: Variant
@@ -160,7 +162,7 @@ def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsF
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             names = default_class_names(architecture.num_classes)
         if len(names) != architecture.num_classes:
-            raise ValueError(f"the file has {len(names)} class names; expected {architecture.num_classes}")
+            raise ValueError(f"the number of class names is {len(names)}; expected {architecture.num_classes}")
         # Darknet's order: the heads are between the other convolutions and are ordered from coarse to fine.
         remaining_blocks, remaining_heads = iter(blocks), iter(reversed(heads))
         convolutions = [layer for layer in architecture.layers if isinstance(layer, Convolution)]
@@ -171,7 +173,7 @@ def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsF
 
 
 def _iter_tensors(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors with their dotted names, in the order of the modules."""
+    """Yield the dotted name and the value of each tensor, in the order of the modules."""
     children = model.children if isinstance(model, OpaqueObject) else model if isinstance(model, Mapping) else {}
     for key, child in children.items():
         full_name = f"{name}.{key}" if name else str(key)
@@ -212,7 +214,7 @@ def _collect_layers(state: dict[str, Tensor]) -> tuple[Layers, Layers, Tensor | 
 
 
 def _infer_variant(module: Any) -> Variant | None:
-    """Return the variant of the first known activation in a module, or None if there is no activation."""
+    """Return the variant that uses the first known activation in a module, or None if no activation is known."""
     if not isinstance(module, OpaqueObject):
         return None
     if module.class_name in ACTIVATION_VARIANTS:
@@ -221,15 +223,18 @@ def _infer_variant(module: Any) -> Variant | None:
 
 
 def _build_architecture(blocks: Layers, heads: Layers, anchors: Tensor | None, variant: Variant) -> Architecture:
-    """Return YOLOv3 or YOLOv3-tiny, depending on the number of convolutions, with the file's classes and anchors."""
+    """Return YOLOv3 or YOLOv3-tiny, depending on the number of convolutions.
+
+    The architecture has the number of classes and the anchors of the file.
+    """
     known = {(72, 3): ((8, 16, 32), yolov3), (11, 2): ((16, 32), yolov3_tiny)}
     if (len(blocks), len(heads)) not in known:
-        found = f"the file has {len(blocks)} convolutions and {len(heads)} heads"
+        found = f"the numbers of convolutions and heads in the file are {len(blocks)} and {len(heads)}"
         raise ValueError(f"{found}; expected 72 and 3 (YOLOv3) or 11 and 2 (YOLOv3-tiny)")
     strides, build = known[len(blocks), len(heads)]
     filters = len(heads[0]["bias"])
     if filters % 3 or filters < 18:
-        raise ValueError(f"a head has {filters} outputs; expected 3 × (5 + classes)")
+        raise ValueError(f"the number of outputs of a head is {filters}; expected 3 × (5 + number of classes)")
     options: dict[str, Any] = {}
     if anchors is not None:
         if anchors.shape != (len(heads), 3, 2):

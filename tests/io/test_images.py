@@ -349,7 +349,7 @@ def test_overwriting_an_input_is_rejected_for_any_name(tmp_path: Path) -> None:
     os.link(source, tmp_path / "hard.png")
     check_not_input([source], other)
     for name in ("a.png", "soft.png", "hard.png", "x/../a.png"):
-        with pytest.raises(UsageError, match="use another output"):
+        with pytest.raises(UsageError, match="use a different output path"):
             check_not_input([other, source], tmp_path / name)
 
 

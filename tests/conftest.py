@@ -1,6 +1,7 @@
 """Fixtures for all tests; beartype checks every jaxtyping signature of the package during tests only."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,8 @@ from jaxtyping import install_import_hook
 from PIL import Image
 
 install_import_hook("chromabox", "beartype.beartype")
+# Processes that tests start use one thread too, because the tests already use all cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

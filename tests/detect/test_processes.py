@@ -50,7 +50,7 @@ def test_command_without_packages_of_training(output: str, image: Path, exported
     arguments = ("detect", image, "-o", tmp_path / output, "--weights", exported, "--confidence", 0.3)
     result = run_without(NOT_FOR_INFERENCE, CLI_PROGRAM, *arguments)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
-    assert f"{len(detect_boxes(image, exported))} boxes" in result.stdout
+    assert f"boxes: {len(detect_boxes(image, exported))}" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == [output]
 
 

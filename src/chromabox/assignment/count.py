@@ -266,7 +266,7 @@ def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channel
 
     @cache
     def fit(name: str, sides: Dims) -> Expr:
-        """Return the affine function of the symbols that equals ``sides`` in the tested configurations."""
+        """Return the affine function of the symbols that has the values ``sides`` in the tested configurations."""
         formula = Integer(sides[0])
         for symbol, side in zip(values, sides[1:-2], strict=True):
             formula += Rational(side - sides[0], smallest[symbol]) * (symbol - smallest[symbol])

@@ -15,7 +15,7 @@ from chromabox.errors import UsageError
 
 
 class Command(NamedTuple):
-    """A command: the module of its function, and its line in the help, which is the docstring's first line."""
+    """A command: the module that contains its function, and the first line of the function's docstring."""
 
     module: str
     summary: str
@@ -39,7 +39,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "data": Command("data", "Download, validate or create a dataset."),
         "palette": Command("data", "Fit a palette to images, or draw a palette."),
         "weights": Command("data", "Download or convert detector weights."),
-        "export": Command("data", "Export a model as ONNX."),
+        "export": Command("data", "Export a model to ONNX."),
     },
     "Assignment": {
         "report": Command("assignment", "Write a report on training runs, or run the whole assignment."),
@@ -99,7 +99,7 @@ class _PrintHandler(logging.Handler):
 
 
 def run_cli(args: Sequence[str] | None = None) -> int:
-    """Parse ``args``, by default the arguments of the process, run the command and return its exit code.
+    """Parse ``args``, run the command and return its exit code. The default of ``args`` is ``sys.argv[1:]``.
 
     Raise UsageError for an unknown command. Invalid options end the process with exit code 2.
     """

@@ -31,9 +31,9 @@ def report(
     Args:
         runs: Run folders written by train, compare, sweep or finetune, or folders that contain run folders.
         output: Folder for report.html, report.pdf, report.json and the figures.
-        run_all: Answer every question of the assignment. Missing runs are trained first, in OUTPUT/runs (about an hour
-            on two cores). Interrupted runs are resumed. If RUN is given, missing runs are
-            listed in the report instead.
+        run_all: Answer every question of the assignment. Models for missing runs are trained first, in OUTPUT/runs
+            (about an hour on two cores). Interrupted runs are resumed. If RUN is given, missing runs are listed in the
+            report instead.
         quick: With --all: shorten the training runs to a few minutes in total.
     """
     if not runs and not run_all:
@@ -69,8 +69,8 @@ def check(
     FILE IS EXECUTED in child processes with time and memory limits.
     (This is not a sandbox. Check only code that you would run yourself.)
 
-    Of the file, only the top-level imports, constants, and function and class
-    definitions are executed.
+    Only the top-level imports, constants, and function and class definitions
+    of the file are executed.
 
     The exit code is 0 if all layers match, 1 if a layer differs or a network fails,
     2 if the file cannot be checked. For a dataset, use chromabox data check.
@@ -129,7 +129,7 @@ def count(
 
     Prints formulas, and their values for the image size and for twice that size.
 
-    Each multiplication of a weight and an input value, including padded zeros, is
+    Each multiplication of a weight by an input value, including padded zeros, is
     one connection.
 
     Examples:

@@ -97,7 +97,9 @@ def colour(
         return _colour_video(inputs[0], output, model, options, temporal_smoothing)
     pairs = map_outputs(inputs, output, match=folder.match, recursive=folder.recursive)
     if options.hints is not None and len(pairs) > 1:
-        raise UsageError(f"--hints: {options.hints} belongs to one image, but {len(pairs)} images were given")
+        raise UsageError(
+            f"--hints: {options.hints} can be applied to only one image, but {len(pairs)} images were given"
+        )
     if explain:  # Imported only if needed, because importing matplotlib is slow.
         from chromabox.report.explain import write_explanation
     network = open_model(model)
@@ -151,7 +153,7 @@ def score(
 ) -> int:
     """Compare colourised images with their originals.
 
-    Reports PSNR, SSIM, ΔE2000, colourfulness and ΔL*. The greyscale originals are scored as a baseline.
+    Reports PSNR, SSIM, ΔE2000, colourfulness and ΔL*. Greyscale versions of the originals are scored as a baseline.
 
     Examples:
       chromabox score originals/ coloured/ -o scores/

@@ -148,7 +148,11 @@ def weights(
     *,
     output: Annotated[
         Path | None,
-        option("PATH", "yolov3-tiny: in the cache; a file: its path with .safetensors", short="-o"),
+        option(
+            "PATH",
+            "yolov3-tiny: a file in the cache; otherwise the input path with the suffix .safetensors",
+            short="-o",
+        ),
     ] = None,
     architecture: Annotated[str | None, option("NAME|PATH", "inferred from the file size")] = None,
     variant: Annotated[str | None, option("NAME", "read from the file")] = None,
@@ -189,10 +193,10 @@ def export(
     onnx: Annotated[Path, option("PATH")],
     size: Annotated[int | None, option("N", "the size stored with the weights")] = None,
 ) -> int:
-    """Export a model as ONNX.
+    """Export a model to ONNX.
 
-    The outputs of the exported and the PyTorch model are compared before the file
-    is written.
+    The outputs of the exported model are compared with those of the PyTorch model
+    before the file is written.
 
     Examples:
       chromabox export runs/photo-default-seed0 --onnx photo.onnx

@@ -20,7 +20,7 @@ def sweep(
     seeds: Seeds = (0,),
     recipe: RecipeName = "default",
     epochs: OptionalEpochs = None,
-    steps: Annotated[int | None, option("N", "the number of the largest batch size")] = None,
+    steps: Annotated[int | None, option("N", "the number of steps with the largest batch size")] = None,
     data: DataName = "cifar10:horse",
     palette: PaletteName = "auto",
     output: Annotated[Path | None, option("PATH", "runs/sweep-MODEL-RECIPE-PARAMETER", short="-o")] = None,
@@ -44,7 +44,7 @@ def sweep(
         seeds: Random seeds. One model is trained for each value and seed.
         recipe: Training recipe, as in chromabox train.
         epochs: Number of epochs.
-        steps: Only for batch-size: number of steps of every run in the comparison after equal steps.
+        steps: Only for batch-size: number of optimizer steps of each run in the second comparison.
         data: Dataset, as in chromabox train.
         palette: Palette, as in chromabox train.
         output: Folder for the runs, sweep.json, sweep.csv, curves.png and sheet.png.
@@ -99,7 +99,7 @@ def compare(
         data: Dataset, as in chromabox train.
         palette: Palette, as in chromabox train.
         epochs: Number of epochs.
-        runs: Folders of finished runs to compare, instead of training new runs.
+        runs: Folders of finished runs to compare, instead of training new models.
     """
     from chromabox.experiments.compare import compare as run_comparison
     from chromabox.experiments.compare import group_runs, print_comparison, tabulate

@@ -21,8 +21,6 @@ from chromabox.errors import ChromaboxError, UsageError
 
 Precision = Literal["float32", "bfloat16"]
 
-#: Minimum number of steps of the run for which the benchmark, which computes up to 20 batches, is worth its time.
-MIN_STEPS_TO_BENCHMARK = 50
 #: Minimum predicted duration of the run, in seconds, for which compilation is tried. On two cores, the compiler takes
 #: 10 to 30 s and saves about a quarter of the time.
 MIN_SECONDS_TO_COMPILE = 180.0
@@ -106,7 +104,7 @@ def autotune(
         model: the model to be trained. It is not modified.
         compute_loss: function that takes the forward function of a model, applies it to one batch of the data and
             returns the scalar loss.
-        total_steps: number of steps of the run, which determines whether the benchmark and compilation can save time.
+        total_steps: number of steps of the run, which determines whether compilation can save time.
     """
     fixed = RuntimeConfig(device=resolve_device(options), threads=torch.get_num_threads()).with_overrides(options)
     changes: list[dict[str, Any]] = []
@@ -117,7 +115,7 @@ def autotune(
     if options.threads == 0 and fixed.threads > 1:
         changes.append({"threads": 1})
     best = replace(fixed, compile=False)
-    if total_steps >= MIN_STEPS_TO_BENCHMARK and (changes or options.compile == "auto"):
+    if changes or options.compile == "auto":
         seconds = {best: _time_step(best, model, compute_loss)}
         # Rejected changes are tried again after the others, because some are faster only together: channels-last, for
         # example, may be faster only with bfloat16.

@@ -130,7 +130,7 @@ class RunDir:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"the setting {error} is missing" if isinstance(error, KeyError) else error
             raise UsageError(
-                f"{self.path / 'config.json'}: damaged, or not the configuration of a run of {', '.join(models)} "
+                f"{self.path / 'config.json'}: damaged, or not the configuration of a {' or '.join(models)} run "
                 f"({reason}); restore the file or start a new run"
             ) from error
 

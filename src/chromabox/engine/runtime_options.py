@@ -17,6 +17,6 @@ class RuntimeOptions:
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Use the channels-last memory layout for images and features."""
     threads: Annotated[int, arg(metavar="N")] = 0
-    """Number of threads per process. 0: the benchmark chooses it."""
+    """Number of threads per process. 0: chosen by the benchmark."""
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """cpu, cuda, or auto (cuda if available)."""

@@ -1,1 +1,1 @@
-"""Grids of training runs: comparisons of models and sweeps over one parameter."""
+"""Grids of training runs: comparisons of models and sweeps over one hyperparameter."""

@@ -1,4 +1,4 @@
-"""Sweeps: one model trained with several values of one parameter, such as the batch size or the kernel size.
+"""Sweeps: one model trained with several values of one hyperparameter, such as the batch size or the kernel size.
 
 The model is trained with every value for the same number of epochs. Different batch sizes then take different numbers
 of optimizer steps. A second comparison therefore uses the same number of steps for every batch size.

@@ -67,7 +67,7 @@ class SeedStats:
 
 @dataclass(frozen=True)
 class SweepRow:
-    """Runs with one parameter value, and their metrics."""
+    """Runs with one value of the hyperparameter, and their metrics."""
 
     value: SweepValue
     runs: tuple[Path, ...]
@@ -83,7 +83,7 @@ class SweepRow:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Results of one model trained with several values of one parameter."""
+    """Results of one model trained with several values of one hyperparameter."""
 
     folder: Path
     model: str

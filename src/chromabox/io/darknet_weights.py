@@ -95,7 +95,7 @@ def load_yolov3_tiny(progress: Progress | None = None) -> tuple[DarknetWeights, 
     try:
         layers = read_onnx_convolutions(download_yolov3_tiny_onnx(progress))
     except ChromaboxError as error:
-        raise ChromaboxError(f"{original_error}; the ONNX copy is also not available: {error}") from error
+        raise ChromaboxError(f"{original_error}; the ONNX copy is not available either: {error}") from error
     return DarknetWeights(pack_layers(layers, BN_EPSILON)), YOLOV3_TINY_ONNX
 
 

@@ -85,7 +85,7 @@ def extract_members(
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         archive_type = "wheel" if archive.name.endswith(".whl") else ".tar.gz archive"
         raise ContentMismatchError(f"{archive.name} is not a valid {archive_type} ({error})") from error
-    raise ContentMismatchError(f"{archive.name}: no regular file found for {', '.join(missing)}")
+    raise ContentMismatchError(f"{archive.name}: contains no regular file named {', '.join(missing)}")
 
 
 def _iter_members(path: Path, archive: Archive, names: Container[str]) -> Iterator[tuple[str, IO[bytes]]]:
@@ -136,7 +136,7 @@ class Source:
     archives: tuple[Archive, ...] = ()
 
     def fetch(self, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
-        """Verify those `files` that the source has, and store them in `folder`.
+        """Store the `files` that this source provides in `folder`, after verifying them.
 
         Raise ChromaboxError if this fails.
         """

@@ -196,7 +196,7 @@ def verify(path: Path, pin: PinnedFile) -> None:
 
 
 def copy_verified(read: Callable[[int], bytes], pin: PinnedFile, folder: Path) -> None:
-    """Copy the data from `read` to a temporary file, verify the file and rename it. Read at most one excess byte."""
+    """Copy the data from `read` to a temporary file, verify the file and rename it. Read at most one extra byte."""
     temp_path = folder / f"{pin.name}.{os.getpid()}.part"
     try:
         with temp_path.open("wb") as out:

@@ -88,7 +88,7 @@ class ImageData:
 
 
 def to_uint8(pixels: UInt8[np.ndarray, "*shape"] | UInt16[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Return 16-bit values rounded to the nearest 8-bit values. 8-bit values are returned unchanged, without a copy."""
+    """Scale 16-bit values to 8 bits and round them. Return 8-bit values unchanged, without a copy."""
     return pixels if pixels.dtype == np.uint8 else _UINT16_TO_UINT8[pixels]
 
 

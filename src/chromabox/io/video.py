@@ -152,8 +152,8 @@ class TranscodeResult:
 def probe_video(path: Path) -> VideoInfo:
     """Return the properties of the video at `path`. Read all packets, but decode only the first frame.
 
-    Raise ChromaboxError for a missing, empty, truncated or corrupt file, a file without a video stream, and HDR (PQ or
-    HLG), because 8-bit video cannot represent its luminance. Raise UsageError for an unknown suffix.
+    Raise ChromaboxError for a missing, empty, truncated or corrupt file, a file without a video stream, and HDR video
+    (PQ or HLG), because 8-bit video cannot represent its luminance range. Raise UsageError for an unknown suffix.
     """
     truncated = ChromaboxError(f"{path} is truncated or corrupt: {_EXPECTED_VIDEO}")
     first_frame = None
@@ -340,7 +340,7 @@ def _copyable_metadata(metadata: dict[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _open_input(path: Path) -> "Iterator[InputContainer]":
-    """Open a video. Its format is recognised by content, but the suffix must be supported."""
+    """Open a video. Its format is detected from its content, but the suffix must be supported."""
     check_file(path, "a video")
     _check_suffix(path)
     try:

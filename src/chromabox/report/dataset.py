@@ -15,8 +15,8 @@ def report_validation(path: Path | str, *, clean_copy: Path | None = None, outpu
     """Validate a dataset and print the report.
 
     If `output` is not None, write the report to it as JSON. If `clean_copy` is not None, write a corrected copy of the
-    dataset to that folder. Raise the errors of loading, UsageError if `clean_copy` exists or lies inside the dataset,
-    and ChromaboxError if a file cannot be written.
+    dataset to that folder. Raise UsageError if `clean_copy` exists or lies inside the dataset, and
+    ChromaboxError if a file cannot be written. Errors raised while loading the dataset are passed on.
     """
     dataset_path = resolve_dataset(path)
     report = validate_dataset(dataset_path, show_progress=True)

@@ -72,7 +72,7 @@ def write_scores(report: ScoreReport, folder: Path) -> tuple[Path, Path]:
 
 
 def print_scores(report: ScoreReport, title: str) -> None:
-    """Print the scores of the first files, and the mean scores of all files and of their greyscale versions."""
+    """Print the scores of the first few files, and the mean scores of all files and of their greyscale versions."""
 
     def make_row(name: str, scores: Mapping[str, float | None]) -> list[str]:
         return [name, *(format_number(scores[score], digits) for _, score, digits in SCORE_COLUMNS)]

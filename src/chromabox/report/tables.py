@@ -40,7 +40,7 @@ def make_console() -> Console:
 
 
 def print_grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> None:
-    """Print a table. Numeric columns are right-aligned and not wrapped. An empty row is printed as a line."""
+    """Print a table. Numeric columns are right-aligned and not wrapped. An empty row becomes a horizontal rule."""
     table = Table(title=printable(title))
     for index, column in enumerate(columns):
         is_numeric = all(NUMERIC.fullmatch(str(row[index])) for row in rows if row)

@@ -1,4 +1,4 @@
-"""Vivid and dull colours compared with scikit-image's CIELab, and fractions counted by hand."""
+"""Vivid and dull colours compared with scikit-image's CIELAB, and fractions counted by hand."""
 
 import numpy as np
 import pytest

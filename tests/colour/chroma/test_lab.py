@@ -1,4 +1,4 @@
-"""Tests of CIELab and sRGB.
+"""Tests of CIELAB and sRGB.
 
 Expected values come from scikit-image and round trips; the gamut boundary is found by a fine scan of the scale.
 """

@@ -27,7 +27,7 @@ def random_chroma(shape: tuple[int, int], amplitude: float = 60) -> np.ndarray:
 
 
 def to_lab(pixels: np.ndarray) -> np.ndarray:
-    """Return the CIELab of 8- or 16-bit pixels from scikit-image, in float64."""
+    """Return the CIELAB of 8- or 16-bit pixels from scikit-image, in float64."""
     return rgb2lab(pixels / np.iinfo(pixels.dtype).max)
 
 

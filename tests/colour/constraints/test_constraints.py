@@ -1,6 +1,6 @@
 """Tests of colour constraints at every pixel.
 
-Expected CIELab comes from scikit-image; distances and nearest colours come from NumPy.
+Expected CIELAB comes from scikit-image; distances and nearest colours come from NumPy.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Tests of photograph datasets.
 
-Expected CIELab comes from scikit-image; crops are identified by the coordinates in their pixels.
+Expected CIELAB comes from scikit-image; crops are identified by the coordinates in their pixels.
 """
 
 from pathlib import Path

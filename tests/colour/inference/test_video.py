@@ -19,7 +19,7 @@ ORANGE = np.full((6, 8, 2), (30, 40), np.float32)
 
 
 def lab(path: Path) -> np.ndarray:
-    """Return CIELab of every frame, [frames, height, width, 3]."""
+    """Return CIELAB of every frame, [frames, height, width, 3]."""
     return np.stack([rgb2lab(frame.to_ndarray(format="rgb24")) for frame in decode_frames(path)])
 
 

@@ -374,7 +374,7 @@ def test_every_parameter_is_optimised_and_only_kernels_decay(model_name: Palette
         ("{", r"config\.json: damaged"),
         ("{}", "the setting .* is missing"),
         ('{"versions": {}, "recipe": {"epochs": 1}, "execution": {}}', "the setting 'model' is missing"),
-        ("[1]", "not the configuration of a run of"),
+        ("[1]", "not the configuration of a pool-upsample or"),
     ],
 )
 def test_folder_without_a_valid_config_is_rejected(tmp_path: Path, content: str | None, error: str) -> None:

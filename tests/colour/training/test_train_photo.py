@@ -340,5 +340,5 @@ def test_folder_without_a_valid_config_is_rejected(tmp_path: Path, content: str)
 
 def test_run_of_another_model_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"format": 2, "model": "unet"}')
-    with pytest.raises(UsageError, match=r"not the configuration of a run of photo \(the model is unet\)"):
+    with pytest.raises(UsageError, match=r"not the configuration of a photo run \(the model is unet\)"):
         RunDir(tmp_path).load_config(PhotoConfig)

@@ -258,7 +258,7 @@ def test_invalid_settings_are_rejected_before_anything_is_written(
 
 def test_run_folder_of_another_command_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"format": 2, "model": "unet"}')
-    with pytest.raises(UsageError, match="not the configuration of a run of detector"):
+    with pytest.raises(UsageError, match="not the configuration of a detector run"):
         RunDir(tmp_path).load_config(FinetuneConfig)
 
 

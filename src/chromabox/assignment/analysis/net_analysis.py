@@ -1,4 +1,4 @@
-"""Analysis of trained models: the numbers with which the report explains their results.
+"""Analysis of trained models: the numbers that the report uses to explain their results.
 
 Only a few hundred images of the dataset are analysed, so that a report takes seconds. The latest results are cached in
 memory, because several sections of the report use them.

@@ -191,7 +191,7 @@ def accuracy_by_edge_distance(
 
 
 def vivid_colours(palette: Palette) -> Bool[np.ndarray, " colours"]:
-    """Return a mask of the vivid colours, whose CIELab chroma √(a*² + b*²) exceeds the median. All others are dull."""
+    """Return a mask of the vivid colours, whose CIELAB chroma √(a*² + b*²) exceeds the median. All others are dull."""
     chroma = np.hypot(*rgb_to_lab(palette.rgb)[:, 1:].T)
     return np.asarray(chroma > np.median(chroma))
 

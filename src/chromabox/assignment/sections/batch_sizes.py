@@ -70,7 +70,7 @@ class SweepComparison:
         return "increases" if correlation > 0 else "decreases"
 
     def table(self, caption: str) -> Table:
-        """Return a table with a row for each parameter value. The time per epoch is shown only for equal epochs."""
+        """Return a table with a row for each value. The time per epoch is shown only for equal epochs."""
         columns = [name for name in METRIC_COLUMNS if self.name == "equal_epochs" or name != "seconds_per_epoch"]
         spread = " (± is the sample standard deviation over the seeds)" if len(self.sweep.seeds) > 1 else ""
         headings = [self.sweep.parameter.replace("-", " "), "steps", *(METRIC_COLUMNS[name][0] for name in columns)]
@@ -102,7 +102,7 @@ class SweepComparison:
     "trained for the same number of epochs?",
 )
 def batch_size_section(run_index: RunIndex, folder: Path) -> list[Block]:
-    """Answer B.5 from all sweeps over batch sizes, followed by the results of other sweeps."""
+    """Answer B.5 from all sweeps over batch sizes, then show the results of the other sweeps."""
     answer: list[Block] = []
     others: list[Block] = []
     for sweep in map(read_sweep, run_index.sweeps):

@@ -75,7 +75,7 @@ def dullness_text(analysis: NetAnalysis) -> Text:
             "to rank it first, and only the most likely colour of a pixel is shown."
         )
     return Text(
-        "The colours {verdict} too dull: the vivid half of the palette (the half with the higher chroma in CIELab) "
+        "The colours {verdict} too dull: the vivid half of the palette (the half with the higher chroma in CIELAB) "
         "contains the true colour of {net.vivid_stats.true_fraction:.1%} of the pixels and the predicted colour of "
         "{net.vivid_stats.predicted_fraction:.1%}. The accuracy is {net.vivid_stats.vivid_accuracy:.1%} on vivid "
         "pixels and {net.vivid_stats.dull_accuracy:.1%} on dull pixels. On average, the model gives vivid colours a "

@@ -1,1 +1,1 @@
-"""Chroma: CIELab, chroma bins, predicted distributions, and applying chroma to an image."""
+"""Chroma: CIELAB, chroma bins, predicted distributions, and applying chroma to an image."""

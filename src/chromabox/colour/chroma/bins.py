@@ -1,4 +1,4 @@
-"""Chroma bins, the classes of the photo model: points of a square grid in the a*b* plane of CIELab.
+"""Chroma bins, the classes of the photo model: points of a square grid in the a*b* plane of CIELAB.
 
 The target of a pixel is distributed over the four bins around its chroma with bilinear weights. The mean of the bins
 under this target is exactly the chroma, so that the mean of a prediction needs no correction. Zhang et al. 2016,

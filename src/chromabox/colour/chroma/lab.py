@@ -1,6 +1,6 @@
-"""Conversion between sRGB and CIELab (white point D65, 2° observer).
+"""Conversion between sRGB and CIELAB (white point D65, 2° observer).
 
-Formulas and constants: IEC 61966-2-1 (sRGB and its transfer function) and CIE 15:2004, section 8.2.1.1 (CIELab). The
+Formulas and constants: IEC 61966-2-1 (sRGB and its transfer function) and CIE 15:2004, section 8.2.1.1 (CIELAB). The
 functions for whole images represent lightness by the root f = (L* + 16) / 116, which is CIE's f(Y / Yn). The other two
 coordinates of a colour follow from the root: f(X / Xn) = f + a* / 500 and f(Z / Zn) = f - b* / 200.
 """
@@ -30,7 +30,7 @@ _RGB_FROM_RELATIVE_XYZ /= _RGB_FROM_RELATIVE_XYZ.sum(axis=1, keepdims=True)
 LUMINANCE_WEIGHTS = np.linalg.inv(_RGB_FROM_RELATIVE_XYZ)[1].astype(np.float32)
 #: Because each row sums to one, linear sRGB is Y + X_WEIGHT (X - Y) + Z_WEIGHT (Z - Y), with X and Z relative to white.
 X_WEIGHT, Z_WEIGHT = (_RGB_FROM_RELATIVE_XYZ[:, column].astype(np.float32) for column in (0, 2))
-#: Root below which CIELab replaces the cube function by its tangent, and the slope of the tangent.
+#: Root below which CIELAB replaces the cube function by its tangent, and the slope of the tangent.
 KNEE = np.float32(6 / 29)
 KNEE_SLOPE = np.float32(3 * (6 / 29) ** 2)
 _KNEE_CUBE = np.float32((6 / 29) ** 3)
@@ -180,6 +180,6 @@ def lightness_to_grey(lightness: Values) -> Values:
 
 
 def lab_to_rgb(lab: Float32[np.ndarray, "*shape 3"]) -> UInt8[np.ndarray, "*shape 3"]:
-    """Convert CIELab to 8-bit sRGB. Channels of out-of-gamut colours are clipped."""
+    """Convert CIELAB to 8-bit sRGB. Channels of out-of-gamut colours are clipped."""
     root = (lab[..., 0] + np.float32(16)) * np.float32(1 / 116)
     return linear_to_srgb(lab_to_linear_rgb(root, lab[..., 1], lab[..., 2]), np.dtype(np.uint8))

@@ -187,7 +187,7 @@ def apply_chroma(
 
     Args:
         pixels: a grey or colour image in 8- or 16-bit sRGB, of which only the lightness is used.
-        chroma: a* and b* of CIELab (D65), on a map of any size. Zero chroma leaves a grey pixel unchanged, bit for bit.
+        chroma: a* and b* of CIELAB (D65), on a map of any size. Zero chroma leaves a grey pixel unchanged, bit for bit.
         chroma_hook: function that may change the full-size chroma of a band of rows before out-of-gamut chroma is
             reduced. It is called concurrently from several threads, with the bands in any order.
     """

@@ -138,7 +138,7 @@ def build_projection(
 
 
 def _nearest(palette: UInt8[np.ndarray, "colours 3"], colours: RgbColours) -> Int64[np.ndarray, " others"]:
-    """Return, for each colour, the index of the nearest palette colour in CIELab. All colours are 8-bit sRGB."""
+    """Return, for each colour, the index of the nearest palette colour in CIELAB. All colours are 8-bit sRGB."""
     lab = _to_lab(colours)
     return np.stack([((lab - reference) ** 2).sum(-1) for reference in rgb_to_lab(palette)]).argmin(0)
 

@@ -160,7 +160,7 @@ def fit_palette_to_images(sources: Sequence[str], num_colours: int, *, seed: int
 
     The quantisation error of a pixel is the Euclidean distance from the pixel to the nearest colour, for RGB values
     divided by 256. Large images are subsampled to about one megapixel. Raise UsageError if the number of colours is not
-    2 to 256.
+    between 2 and 256.
     """
     if not 2 <= num_colours <= MAX_COLOURS:
         raise UsageError(f"--colours is {num_colours}: expected 2 to {MAX_COLOURS}")

@@ -71,7 +71,7 @@ def psnr(rgb_a: Rgb, rgb_b: Rgb) -> float:
 
 
 def ssim(rgb_a: UInt8[np.ndarray, "_ _ 3"], rgb_b: UInt8[np.ndarray, "_ _ 3"]) -> float:
-    """Compute the mean structural similarity of two images, in [−1, 1]; 1 for equal images.
+    """Compute the mean structural similarity of two images, in [−1, 1]; 1 for identical images.
 
     The result is the mean over red, green and blue, and over the windows that are completely inside the image. The
     windows are 11 × 11 Gaussians with standard deviation 1.5. The other parameters are K1 = 0.01, K2 = 0.03, data range
@@ -139,7 +139,7 @@ def lab_differences(rgb: Rgb, *others: Rgb) -> list[tuple[float, float]]:
 def ciede2000(
     lab_a: Float32[np.ndarray, "colours 3"], lab_b: Float32[np.ndarray, "colours 3"]
 ) -> Float32[np.ndarray, " colours"]:
-    """Compute the CIEDE2000 colour difference between corresponding CIELab colours, with k_L = k_C = k_H = 1.
+    """Compute the CIEDE2000 colour difference between corresponding CIELAB colours, with k_L = k_C = k_H = 1.
 
     Source: Sharma, Wu and Dalal 2005, "The CIEDE2000 color-difference formula", equations 2 to 22.
     """

@@ -1,4 +1,4 @@
-"""Opening of colourisation models for inference. Checkpoints are exported to ONNX on first use.
+"""Loading of colourisation models for inference. Checkpoints are exported to ONNX on first use.
 
 A model exported from a run folder is saved there as ``best.onnx``. Other exported models are saved in the cache folder.
 """

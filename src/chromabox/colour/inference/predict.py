@@ -79,7 +79,7 @@ def apply_prediction(image: ImageData, prediction: ColourPrediction) -> ImageDat
 def predict_chroma(
     pixels: Pixels, model: ColourModel, options: ColouriseOptions | None = None
 ) -> Float32[np.ndarray, "small_height small_width 2"]:
-    """Return only the small chroma map (a* and b* of CIELab), which video colourisation requires."""
+    """Return only the small chroma map (a* and b* of CIELAB), which video colourisation requires."""
     return predict_colours(pixels, model, options or ColouriseOptions()).chroma
 
 

@@ -76,7 +76,7 @@ def load_inputs(config: TrainConfig, resume_from: Path | None = None) -> TrainIn
 
 
 class PaletteJob:
-    """Training of a palette model."""
+    """Training job for a palette model."""
 
     def __init__(self, config: TrainConfig, inputs: TrainInputs, dist_info: DistInfo) -> None:
         self.config, self.inputs, self.dist_info = config, inputs, dist_info

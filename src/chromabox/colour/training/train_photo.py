@@ -249,7 +249,7 @@ def _copy_encoder(model: PhotoNet, weights: Any) -> None:
 
 @torch.no_grad()
 def _init_bias_from_frequencies(model: PhotoNet, bins: ChromaBins) -> None:
-    """Initialise the last layer to predict approximately the bin frequencies. This saves training steps."""
+    """Initialise the last layer so that it approximately predicts the bin frequencies. This saves training steps."""
     last = model.head[-1]
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None

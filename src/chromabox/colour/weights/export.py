@@ -107,9 +107,9 @@ def onnx_metadata(model: PaletteModel | PhotoModel) -> dict[str, str]:
     is_photo = isinstance(model, PhotoModel)
     class_key = "bins" if is_photo else "palette"
     history = {key: value for key, value in model.metadata.items() if key not in ("net", "bins", "palette")}
-    lightness = "L* of CIELab (D65) divided by 100, 0 to 1"
+    lightness = "L* of CIELAB (D65) divided by 100, 0 to 1"
     grey = "8-bit sRGB grey (or the mean of red, green and blue) divided by 256, in [0, 1)"
-    colours = "points (a*, b*) of CIELab" if is_photo else "RGB values divided by 256"
+    colours = "points (a*, b*) of CIELAB" if is_photo else "RGB values divided by 256"
     stride = getattr(model.network, "stride", 1)
     return {
         "format": ONNX_FORMAT,

@@ -76,7 +76,7 @@ def augment_sample(
     *,
     read_image: Callable[[Path], RgbImage] = read_pixels,
 ) -> tuple[TrainImage, TrainBoxes]:
-    """Return an augmented training image (RGB, 0 to 255) for image ``index``, and its visible boxes without crowds.
+    """Return an augmented image (RGB, 0 to 255) for image ``index``, and its visible boxes without crowd boxes.
 
     Args:
         data: the dataset. A mosaic contains three more images of the dataset, chosen at random.
@@ -119,7 +119,7 @@ def augment_sample(
 def letterbox_sample(
     sample: Sample, size: int, variant: Variant, *, read_image: Callable[[Path], RgbImage] = read_pixels
 ) -> tuple[Float32[np.ndarray, "3 side side"], TrainBoxes]:
-    """Return an image (RGB in [0, 1]), letterboxed as in detection with this variant, and its boxes, without crowds.
+    """Return an image (RGB in [0, 1]) letterboxed as in detection with this variant, and its boxes without crowd boxes.
 
     Raise ChromaboxError if the image cannot be decoded.
     """

@@ -87,7 +87,7 @@ class Sample:
 
     @property
     def without_crowds(self) -> "Sample":
-        """The sample without the boxes of crowds."""
+        """The sample without crowd boxes."""
         return self.select(~self.is_crowd)
 
     def select(self, mask: Bool[np.ndarray, " boxes"]) -> "Sample":

@@ -58,7 +58,7 @@ def load_detection_dataset(path: Path | str, split: str | None = None) -> Detect
         data = read_yolo(source)
     if not data.samples:
         first_issue = f"; the first issue is: {data.issues[0]}" if data.issues else ""
-        raise ChromaboxError(f"{source}: contains no readable labelled image{first_issue}")
+        raise ChromaboxError(f"{source}: contains no readable labelled images{first_issue}")
     return data if split is None else data.split(split)
 
 

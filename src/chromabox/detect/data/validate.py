@@ -152,7 +152,7 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
 
 
 def _select_samples(dataset_report: DatasetReport) -> tuple[list[Sample], list[str]]:
-    """Return the images to copy, without the boxes of crowds, and a line for each change."""
+    """Return the images to copy, without crowd boxes, and a line for each change."""
     samples = dataset_report.data.samples
     in_train = {sample.path: sample.split.startswith("train") for sample in samples}
     dropped: dict[Path, str] = {}

@@ -1,4 +1,4 @@
-"""Pascal VOC annotations: an XML file for each image, with the class names and corners of all objects.
+"""Pascal VOC annotations: an XML file for each image, with the class names and box corners of all objects.
 
 VOC counts pixels from 1, and the corner pixels belong to the box: xmin = 1 is the left edge of the image, and xmax is
 the right edge of the pixel with this number. Objects marked as difficult are kept.

@@ -54,7 +54,7 @@ class Matches:
     is_counted: Bool[np.ndarray, "thresholds detections"]
     """False for an unmatched detection inside a crowd, which is neither a true positive nor a false positive."""
     num_truths: Int64[np.ndarray, "images classes"]
-    """Number of ground-truth boxes of each class in each image, without crowds."""
+    """Number of ground-truth boxes of each class in each image, without crowd boxes."""
 
 
 def match_coco(predictions: Sequence[ImagePredictions], ground_truth: Sequence[Sample], num_classes: int) -> Matches:
@@ -104,7 +104,7 @@ def match_course(predictions: Sequence[ImagePredictions], ground_truth: Sequence
     In each image, pairs of a detection and a ground-truth box of the same class with an IoU of at least 0.5 are visited
     in decreasing order of IoU, regardless of scores. If neither has been matched, they are matched to each other. The
     detection is then a true positive at every threshold up to the IoU of the pair. Crowds are ignored, since
-    the course's labels contain no crowds.
+    the course's labels contain no crowd boxes.
     """
     parts = []
     for index, (prediction, sample) in enumerate(zip(predictions, ground_truth, strict=True)):

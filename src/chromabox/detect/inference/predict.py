@@ -69,8 +69,8 @@ def detect_image(
     Args:
         pixels: upright RGB image [height, width, 3], uint8 or uint16.
         detector: the detector.
-        confidence: score threshold in [0, 1]. Every class of a box whose score exceeds the threshold gives a detection.
-            One box can therefore be detected as several classes.
+        confidence: score threshold in [0, 1]. A box produces a detection for each class whose score exceeds
+            the threshold, so one box can be detected as several classes.
         iou: IoU threshold of non-maximum suppression in [0, 1]. Suppression is applied to each class separately.
         classes: names (case-insensitive) or indices of the classes to detect; None for all classes.
         size: side length of the square network input in pixels, a multiple of the model's largest stride; None for the

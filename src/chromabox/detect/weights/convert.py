@@ -95,7 +95,7 @@ def convert_weights(
     quality = sanity_check(detector) if run_sanity_check else None
     if quality is not None:
         detector = replace(detector, metadata={**detector.metadata, "self_test": round(quality, 4)})
-        log.info(f"sanity check passed (score {quality:.2f} of 1; no other variant or mask has a clearly higher score)")
+        log.info(f"sanity check passed (score {quality:.2f} out of 1; no other variant or mask scores clearly higher)")
     elif run_sanity_check:
         log.info("sanity check skipped: the detector does not have the classes of the reference image, person and cat")
     try:
@@ -143,7 +143,7 @@ def export_darknet(detector: Detector, path: Path) -> None:
     """Write a detector in Darknet's format: the weights to ``path``, and a .cfg and a .names file next to it.
 
     The .cfg file contains the architecture, and the .names file contains one class name per line. Raise ChromaboxError
-    and delete the files if the detector that is read back differs.
+    and delete the files if the detector read back from them differs from the original.
     """
     files = path, path.with_suffix(".cfg"), path.with_suffix(".names")
     write_cfg(replace(detector.architecture, size=detector.size), files[1])

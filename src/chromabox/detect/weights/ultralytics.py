@@ -205,7 +205,9 @@ def _collect_layers(state: dict[str, Tensor]) -> tuple[Layers, Layers, Tensor | 
         elif parts[-1] == "anchors":
             anchors = tensor.detach().float()
         elif parts[-1] not in ("num_batches_tracked", "anchor_grid"):
-            raise ValueError(f"the file contains {name}, which YOLOv3 does not have; expected a YOLOv3 .pt file")
+            raise ValueError(
+                f"the file contains the tensor {name}, which YOLOv3 does not have; expected a YOLOv3 .pt file"
+            )
     for name, block in (blocks | heads).items():
         missing = {"kernel", "bias", *(STATE_KEYS.values() if name in blocks else ())} - block.keys()
         if missing:

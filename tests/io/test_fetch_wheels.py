@@ -123,7 +123,7 @@ def test_mirror_can_contain_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"package/other": b"x"}, r"no regular file found for model\.onnx"),
+        ({"package/other": b"x"}, r"contains no regular file named model\.onnx"),
         ({"model.onnx": BODY[:-1]}, r"model\.onnx failed verification"),
         ({"model.onnx": BODY + b"x" * 10_000_000}, r"model\.onnx failed verification"),
         ({"../../model.onnx": b"elsewhere"}, r"model\.onnx failed verification"),

@@ -214,7 +214,7 @@ def test_convolutions_of_yolov3_are_in_darknet_order(tmp_path: Path) -> None:
     [
         (lambda state: state.pop("model.0.bn.bias"), r"model\.0 has no bias"),
         (lambda state: state.pop("model.28.m.1.weight"), r"model\.28\.m\.1 has no kernel"),
-        (lambda state: state.update({"model.3.lstm.gate": torch.ones(2)}), r"contains model\.3\.lstm\.gate"),
+        (lambda state: state.update({"model.3.lstm.gate": torch.ones(2)}), r"contains the tensor model\.3\.lstm\.gate"),
         (
             lambda state: state.update({"model.0.conv.weight": torch.ones(32, 4, 3, 3)}),
             "the shape of kernel in convolution 0 is .32, 4",

@@ -34,7 +34,7 @@ def to_half(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def export_half(model: PhotoModel, path: Path) -> None:
-    """Export a model as ONNX. Weights that are exact in float16 are stored as float16 and converted on loading."""
+    """Export a model to ONNX. Weights that are exact in float16 are stored as float16 and converted on loading."""
     # BatchNorm is not folded in the file, because folded weights are not exact in float16. ONNX Runtime folds it.
     graph = onnx_ir.serde.deserialize_model(to_colour_onnx(model.network, optimize=False))
     optimizer.inline(graph)

@@ -51,8 +51,8 @@ WRONG_ARCHIVES = [
     ({"data.bin": OTHER}, "data.bin failed verification: expected SHA-256"),
     ({"data.bin": BODY + b"!"}, "data.bin failed verification: expected SHA-256"),
     ({"data.bin": BODY[:-1]}, "data.bin failed verification: expected SHA-256"),
-    ({"data.bin.exe": BODY}, "no regular file found for data.bin"),
-    ({"l": link("data.bin", "/etc/passwd")}, "no regular file found for data.bin"),
+    ({"data.bin.exe": BODY}, "contains no regular file named data.bin"),
+    ({"l": link("data.bin", "/etc/passwd")}, "contains no regular file named data.bin"),
     ({"zeros": bytes(30_000_000), "data.bin": BODY}, "unpacks to more bytes than expected"),
 ]
 

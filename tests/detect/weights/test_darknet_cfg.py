@@ -125,7 +125,7 @@ def test_anchors_round_trip_exactly(
         ("[net]\n[convolutional]\nfilters=three\nactivation=relu\n", r"line 3: \[convolutional\] filters=three"),
         ("[net]\n[maxpool]\nsize=3\nstride=2\npadding=0\n", r"line 2: \[maxpool\] unsupported padding; expected 2"),
         ("[net]\n[shortcut]\nfrom=-2\nactivation=leaky\n", r"line 2: \[shortcut\] unsupported activation 'leaky'"),
-        ("[net]\n[shortcut]\n", r"line 2: \[shortcut\] from contains 0 layers; expected one"),
+        ("[net]\n[shortcut]\n", r"line 2: \[shortcut\] option 'from' lists 0 layers; expected one"),
         ("[net]\n[yolo]\nclasses=1\nanchors=1,2,3\n", r"line 2: \[yolo\] the number of values in anchors is 3;"),
         ("[net]\n[yolo]\nclasses=1\nanchors=1,2\nscale_x_y=1.05\n", r"line 5: \[yolo\] unknown option 'scale_x_y'"),
         ("[net]\nwidth=416\n[convolutional]\nfilters=3\nactivation=relu\n", "has no yolo layer"),

@@ -137,7 +137,7 @@ def _parse_layer(section: CfgSection, index: int) -> Layer:
                 raise section.error(f"unsupported activation {activation!r}; expected linear")
             sources = section.pop_numbers("from")
             if len(sources) != 1:
-                raise section.error(f"the option from lists {len(sources)} layers; expected one")
+                raise section.error(f"option 'from' lists {len(sources)} layers; expected one")
             return Shortcut(sources[0] if sources[0] >= 0 else index + sources[0])
         case "yolo":
             values = section.pop_numbers("anchors", float)

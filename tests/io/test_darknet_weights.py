@@ -122,7 +122,7 @@ def test_onnx_copy_is_the_fallback_and_both_failures_are_reported(
     monkeypatch.delenv("CHROMABOX_MIRROR", raising=False)
     monkeypatch.setattr("chromabox.io.darknet_weights.YOLOV3_TINY_SOURCES", ())
     monkeypatch.setattr("chromabox.io.darknet_weights.YOLOV3_TINY_ONNX_SOURCES", ())
-    with pytest.raises(ChromaboxError, match=r"cannot fetch yolov3-tiny\.weights: .*; the ONNX copy is also not"):
+    with pytest.raises(ChromaboxError, match=r"cannot fetch yolov3-tiny\.weights: .*; the ONNX copy is not available"):
         load_yolov3_tiny()
     layer = {"kernel": np.ones((1, 3, 1, 1), np.float32), "bias": np.full(1, 2, np.float32)}
     monkeypatch.setattr("chromabox.io.darknet_weights.download_yolov3_tiny_onnx", lambda progress: tmp_path)

@@ -1,5 +1,6 @@
 """Fixtures for all tests; beartype checks every jaxtyping signature of the package during tests only."""
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -13,6 +14,15 @@ from PIL import Image
 install_import_hook("chromabox", "beartype.beartype")
 # Processes that tests start use one thread too, because the tests already use all cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+# The many objects of imported modules make garbage collection slow. It is disabled during the imports, and it ignores
+# these objects afterwards.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Enable garbage collection for the objects of the tests."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -72,8 +72,8 @@ def check(
     Only the top-level imports, constants, and function and class definitions
     of the file are executed.
 
-    The exit code is 0 if all layers match, 1 if a layer differs or a network fails,
-    2 if the file cannot be checked. For a dataset, use chromabox data check.
+    The exit code is 0 if all layers match, and 1 if a layer differs, a network fails
+    or the file cannot be checked. For a dataset, use chromabox data check.
 
     Examples:
       chromabox check a2-code.ipynb

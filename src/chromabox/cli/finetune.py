@@ -81,8 +81,6 @@ def finetune(args: FinetuneArgs) -> int:
     else:
         if args.data is None:
             raise UsageError("no dataset given: expected a labelled dataset, or --resume RUN")
-        if args.training.patience is not None and args.training.patience < 1:
-            raise UsageError(f"--patience is {args.training.patience}: expected at least 1")
         config = FinetuneConfig(
             data=absolute_path(args.data),
             recipe=make_finetune_recipe(args.recipe, epochs=args.training.epochs, batch_size=args.training.batch_size),

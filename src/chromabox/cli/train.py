@@ -176,6 +176,8 @@ def _new_config(args: TrainArgs) -> "TrainConfig":
 
     if args.training.patience is not None and not args.training.val_fraction:
         raise UsageError("--patience: early stopping needs a validation set; use --val-fraction 0.1")
+    if args.network.init != NetworkArgs.init:
+        raise UsageError("--init: only supported for photo")
     assert args.model is not None
     assert args.model != "photo"
     model_args = {name: getattr(args.network, name) for name in ("kernel", "num_filters", "dilation")}
@@ -183,7 +185,7 @@ def _new_config(args: TrainArgs) -> "TrainConfig":
         model=args.model,
         recipe=make_recipe(args.recipe, args.model, **args.recipe_overrides()),
         palette=absolute_path(args.palette),
-        size=args.network.size or 32,
+        size=32 if args.network.size is None else args.network.size,
         val_fraction=args.training.val_fraction,
         model_args={name: value for name, value in model_args.items() if value is not None},
         **_shared_settings(args),
@@ -203,7 +205,7 @@ def _new_photo_config(args: TrainArgs) -> "PhotoConfig":
         raise UsageError("--recipe course: not supported for photo; expected default or quick")
     finetune = args.network.init not in ("auto", "none", "yolov3-tiny")
     recipe = make_photo_recipe(args.recipe, **args.recipe_overrides(), finetune=finetune)
-    size = args.network.size or 192
+    size = 192 if args.network.size is None else args.network.size
     return PhotoConfig(recipe=recipe, init=absolute_path(args.network.init), size=size, **_shared_settings(args))
 
 

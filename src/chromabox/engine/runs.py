@@ -59,6 +59,11 @@ class RunConfig:
     runtime: RuntimeConfig | None = None
     """Device, precision, compilation, memory layout and threads. None until training has chosen them."""
 
+    def __post_init__(self) -> None:
+        """Raise UsageError for a patience below 1."""
+        if self.patience is not None and self.patience < 1:
+            raise UsageError(f"--patience is {self.patience}: expected at least 1")
+
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from chromabox.errors import UsageError
+
 
 @dataclass(frozen=True)
 class RuntimeOptions:
@@ -20,3 +22,8 @@ class RuntimeOptions:
     """Number of threads per process. 0: chosen by the benchmark."""
     device: Annotated[str, arg(metavar="NAME")] = "auto"
     """cpu, cuda, or auto (cuda if available)."""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a negative number of threads."""
+        if self.threads < 0:
+            raise UsageError(f"--threads is {self.threads}: expected 0 or more")

@@ -197,6 +197,10 @@ def test_figures_of_the_sweep_are_shown(tmp_path: Path) -> None:
     sweep = make_sweep(tmp_path / "sweep", INCREASING, INCREASING)
     figures = [block for block in build_section(sweep).blocks if isinstance(block, Figure)]
     assert [figure.path for figure in figures] == [sweep.curves_path, sweep.samples_path]
+    sweep.curves_path.unlink()
+    missing = [block for block in build_section(sweep).blocks if isinstance(block, MissingRun)]
+    assert [block.description for block in missing] == [f"the figure {sweep.curves_path}"]
+    assert missing[0].command.startswith(f"chromabox sweep {sweep.model} --over batch-size=")
 
 
 def test_missing_sweep_names_the_command(tmp_path: Path) -> None:

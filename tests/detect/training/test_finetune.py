@@ -176,6 +176,12 @@ def test_only_the_course_recipe_updates_statistics_of_frozen_layers(
     assert not torch.equal(before["layers.3.norm.running_mean"], after["layers.3.norm.running_mean"])
 
 
+def test_missing_retention_data_is_reported_before_training(folder: Path, weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        finetune(_config(folder, weights, keep_old_classes=True, retention_data="nowhere"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_old_classes_are_kept_and_their_retention_is_measured(folder: Path, weights: Path, tmp_path: Path) -> None:
     old_data = make_yolo_dataset(tmp_path / "old", {"train/a": BOX, "val/x": BOX}, CLASS_NAMES)
     config = _config(folder, weights, keep_old_classes=True, retention_data=str(old_data))

@@ -132,7 +132,8 @@ def _batch_size_blocks(sweep: SweepResult) -> list[Block]:
         ),
         epochs.table(f"Results of `{sweep.model}` with equal numbers of epochs"),
         epochs.claim_text("have a higher validation loss after the same number of epochs"),
-        Figure(
+        _figure(
+            sweep,
             sweep.curves_path,
             "Losses against epochs (left) and against optimizer steps (right, logarithmic). Solid lines: test images, "
             "with a band from the minimum to the maximum over the seeds. Dashed lines: training batches. Diamonds mark "
@@ -153,12 +154,22 @@ def _batch_size_blocks(sweep: SweepResult) -> list[Block]:
             sweep=source,
             **epochs.ends,
         ),
-        Figure(
+        _figure(
+            sweep,
             sweep.samples_path,
             "The first test images: greyscale, ground truth, and the output of the model of each batch size (first "
             "seed)",
         ),
     ]
+
+
+def _figure(sweep: SweepResult, path: Path, caption: str) -> Figure | MissingRun:
+    """Return a figure of a sweep, or the command that draws it if the file does not exist."""
+    if path.is_file():
+        return Figure(path, caption)
+    values = ",".join(str(row.value) for row in sweep.equal_epochs)
+    settings = f"--over {sweep.parameter}={values} --seeds {' '.join(map(str, sweep.seeds))} --recipe {sweep.recipe}"
+    return MissingRun(f"the figure {path}", f"chromabox sweep {sweep.model} {settings} -o {sweep.folder}")
 
 
 def _explanation_text(epochs: SweepComparison, steps: SweepComparison) -> Text:
@@ -214,5 +225,7 @@ def _other_sweep_blocks(sweep: SweepResult) -> list[Block]:
             f"increasing values, the {label} {epochs.direction(metric)}.",
             best=min(epochs.rows, key=lambda row: row[metric].value),
         ),
-        Figure(sweep.curves_path, f"Test loss (solid), training loss (dashed) and test accuracy, by {parameter}"),
+        _figure(
+            sweep, sweep.curves_path, f"Test loss (solid), training loss (dashed) and test accuracy, by {parameter}"
+        ),
     ]

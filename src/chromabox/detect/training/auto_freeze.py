@@ -26,7 +26,7 @@ from chromabox.detect.training.setup import InitialState
 from chromabox.engine.autotune import RuntimeConfig, resolve_device
 from chromabox.engine.runs import RunDir
 from chromabox.engine.runtime_options import RuntimeOptions
-from chromabox.engine.trainer import fit
+from chromabox.engine.trainer import TrainingInterrupted, fit
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,11 @@ def run_trial(config: FinetuneConfig, initial: InitialState, runtime: RuntimeCon
     config = replace(config, recipe=replace(config.recipe, epochs=TRIAL_EPOCHS), num_cached_views=1)
     job = FinetuneJob(config, initial)
     with TemporaryDirectory() as folder, job.open_task(RunDir(Path(folder)), runtime) as (task, schedule):
-        fit(task, schedule, folder=Path(folder), runtime=runtime)
+        try:
+            fit(task, schedule, folder=Path(folder), runtime=runtime)
+        except TrainingInterrupted as error:
+            message = "stopped during the trials of --freeze auto, which are not saved; start the command again"
+            raise TrainingInterrupted(message) from error
         records = RunDir(Path(folder)).metrics()
     ap50, seconds = records[-1]["val_ap50"], median(record["seconds"] for record in records)
     percent = 100 * job.freeze_report.flops_fraction

@@ -255,6 +255,8 @@ def finetune(
 
     Raise UsageError for invalid settings, and ChromaboxError for data that cannot be used.
     """
+    if config.retention_data is not None:
+        load_detection_dataset(config.retention_data)  # Raises the errors of this dataset before training.
     initial = initial or initialise_run(config, folder if resume else None)
     for warning in initial.splits.warnings:
         log.warning(warning)

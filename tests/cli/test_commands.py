@@ -236,6 +236,16 @@ def test_run_without_checkpoint_cannot_be_resumed(
     assert "stopped before its first checkpoint" in err
 
 
+def test_fine_tuned_run_cannot_be_resumed_as_colourisation_run(
+    chromabox: Callable[..., Result], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"format": 2, "model": "detector"}')
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    code, _, err = chromabox("train", "--resume", tmp_path)
+    assert code == 2
+    assert "(the model is detector)" in err
+
+
 @pytest.mark.parametrize("options", [(), ("--epochs", 2)])
 def test_run_with_truncated_checkpoint_cannot_be_resumed(
     chromabox: Callable[..., Result], finished_run: Path, tmp_path: Path, options: tuple[str | int, ...]

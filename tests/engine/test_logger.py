@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
 from chromabox.engine.logger import MetricsLogger, format_metrics, progress_bar, read_metrics
+from chromabox.errors import ChromaboxError
 
 RECORDS = [{"epoch": epoch, "train_loss": 1 / epoch, "seconds": 0.25} for epoch in (1, 2, 3)]
 
@@ -88,6 +89,14 @@ def test_truncated_last_line_is_skipped(tmp_path: Path, text: str | None, epochs
     if text is not None:
         (tmp_path / "metrics.jsonl").write_text(text)
     assert [record["epoch"] for record in read_metrics(tmp_path)] == epochs
+
+
+@pytest.mark.parametrize("text", [None, "garbage\n", '{"epoch": "a"}\n', "[]\n", "{}\n", '{"loss": 1}\n'])
+def test_damaged_or_missing_metrics_are_rejected_on_resuming(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(ChromaboxError, match=r"metrics\.jsonl: (line 1 is damaged|the file is missing)"):
+        MetricsLogger(tmp_path, epochs_done=1)
 
 
 def test_no_output_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

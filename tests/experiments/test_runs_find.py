@@ -17,6 +17,7 @@ def make_run(folder: Path, model: str = "unet", *, seed: int = 0, epochs: int = 
     write_json(folder / "config.json", config)
     summary = {"net": model, "recipe": recipe, "data": "cifar10:horse", "palette": "course", "seed": seed}
     write_json(folder / "summary.json", {**summary, "epochs": epochs, "test_accuracy": 0.5, "test_loss": 1.0})
+    (folder / "metrics.jsonl").write_text("".join(f'{{"epoch": {epoch + 1}}}\n' for epoch in range(epochs)))
     return folder
 
 
@@ -84,3 +85,28 @@ def test_path_without_runs_is_rejected_by_name(tmp_path: Path, name: str) -> Non
     with pytest.raises(ChromaboxError, match=name) as caught:
         find_runs([tmp_path / name])
     assert isinstance(caught.value, UsageError) is (name != "empty")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("summary.json", "{"),
+        ("summary.json", '{"a": 1}'),
+        ("summary.json", '{"epochs": "a"}'),
+        ("metrics.jsonl", ""),
+        ("metrics.jsonl", "garbage\n"),
+        ("metrics.jsonl", '{"epoch": "a"}\n'),
+    ],
+)
+def test_damaged_run_is_left_out(tmp_path: Path, name: str, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    damaged = make_run(tmp_path / "damaged")
+    (damaged / name).write_text(content)
+    with pytest.raises(ChromaboxError, match=f"damaged/{name}: "):
+        find_runs([damaged])
+    intact = make_run(tmp_path / "intact", seed=1)
+    run_index = find_runs([tmp_path])
+    assert run_index.colour == {"unet": [intact]}
+    assert f"damaged/{name}: " in run_index.ignored[0]
+    assert f"damaged/{name}: " in caplog.text

@@ -1,5 +1,6 @@
 """The commands ``train`` and ``evaluate``."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,8 +118,10 @@ def train(args: TrainArgs) -> int:
         try:
             (_train_photo if is_photo else _train_palette_model)(args, run, dist_info)
         finally:
-            if dist_info.is_main and run.model_name() is not None:
-                plot_run(folder)
+            if dist_info.is_main and run.model_name() in (*PALETTE_MODELS, "photo"):
+                # Damaged metrics must not hide the original error.
+                with suppress(ChromaboxError):
+                    plot_run(folder)
         if dist_info.is_main:
             try:
                 log.info(f"model (for chromabox colour --model): {open_model(folder).path}")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -22,13 +23,15 @@ class MetricsLogger:
 
     A missing folder is created. When a run is resumed, records of epochs after ``epochs_done`` are deleted. Otherwise,
     an epoch would be recorded twice if the run crashed after writing its record and before saving its checkpoint.
+
+    Raise ChromaboxError if ``metrics.jsonl`` is damaged or has fewer than ``epochs_done`` records.
     """
 
     def __init__(self, folder: Path, epochs_done: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.path = folder / "metrics.jsonl"
-        self.records = [record for record in read_metrics(folder) if record["epoch"] <= epochs_done]
+        self.records = [record for record in read_metrics(folder, epochs_done) if record["epoch"] <= epochs_done]
         with atomic_write(self.path) as temp_path:
             temp_path.write_text("".join(json.dumps(record) + "\n" for record in self.records), encoding="utf-8")
         self._write_csv()
@@ -66,13 +69,29 @@ class MetricsLogger:
             writer.writerows(self.records)
 
 
-def read_metrics(folder: Path) -> list[EpochRecord]:
-    """Read the records of ``metrics.jsonl``. Skip a truncated last line, which can result from a crash."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+def read_metrics(folder: Path, min_epochs: int = 0) -> list[EpochRecord]:
+    """Read the records of ``metrics.jsonl``. Skip a truncated last line, which can result from a crash.
+
+    Raise ChromaboxError if another line is damaged or if the file has fewer than ``min_epochs`` records.
+    """
+    path, records = folder / "metrics.jsonl", []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    restore = "restore the file from a copy, or start the run again in another folder"
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        numbers = record.values() if isinstance(record, dict) else ()
+        if not numbers or not all(isinstance(value, int | float) for value in numbers) or "epoch" not in record:
+            raise ChromaboxError(f"{path}: line {number} is damaged, expected the metrics of an epoch; {restore}")
+        records.append(record)
+    if len(records) < min_epochs:
+        found = f"the number of recorded epochs is {len(records)}" if path.is_file() else "the file is missing"
+        raise ChromaboxError(f"{path}: {found}, but {min_epochs} were trained; {restore}")
+    return records
 
 
 class ProgressCallback(Protocol):

@@ -6,7 +6,8 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,14 @@ _FORMAT_1_NAMES = dict(pair.split(":") for pair in _FORMAT_1_RENAMED.split())
 #: Names of the fields in the configuration, for command-line options with different names.
 _OPTION_FIELDS = {"recipe": "recipe_name", "learning_rate": "lr", "cached_views": "num_cached_views"}
 _OPTION_FIELDS |= {"cache_memory": "cache_memory_gb"}
+
+#: Types of values in ``summary.json``. Different kinds of runs have different values.
+_SUMMARY_TYPES: Mapping[str, type] = {
+    **dict.fromkeys(("net", "recipe", "data", "palette"), str),
+    **dict.fromkeys(("seed", "parameters", "epochs", "updates"), int),
+    **dict.fromkeys(("test_loss", "test_accuracy", "seconds"), float),
+}
+_RESTORE_SUMMARY = "restore the file from a copy, or start the run again in another folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,37 +106,47 @@ class RunDir:
         values = {"format": CONFIG_FORMAT, **asdict(config), "versions": package_versions()}
         write_json(self.path / "config.json", values)
 
-    def config_values(self) -> dict[str, Any]:
+    def config_values(self, kind: str = "training") -> dict[str, Any]:
         """Return the fields of the configuration with their current names.
 
-        Raise OSError if ``config.json`` cannot be read, and ValueError, KeyError, TypeError or AttributeError if its
-        content is invalid.
+        Raise UsageError if ``config.json`` is missing or is not the configuration of a run. ``kind`` is the kind of run
+        that the message names.
         """
-        values = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        values.pop("versions", None)
-        if values.pop("format", 1) == 1:
-            values = rename_keys(values, _FORMAT_1_NAMES)
-            values |= {name: rename_keys(values[name], _FORMAT_1_NAMES) for name in ("recipe", "runtime")}
-        return dict(values)
+        with self._config_errors(kind):
+            values = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ValueError("expected a JSON object")
+            values.pop("versions", None)
+            if values.pop("format", 1) == 1:
+                values = rename_keys(values, _FORMAT_1_NAMES)
+                values |= {name: rename_keys(values[name], _FORMAT_1_NAMES) for name in ("recipe", "runtime")}
+            values["model"] = str(values["model"])
+            return values
 
     def model_name(self) -> str | None:
         """Return the name of the run's model, or None if the configuration cannot be read."""
         try:
             return str(self.config_values()["model"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, UsageError):
             return None
 
     def load_config(self, kind: type[ConfigT]) -> ConfigT:
         """Read the configuration. Raise UsageError if the folder contains no run of this kind."""
         hints = get_type_hints(kind)
         models = get_args(hints["model"])
-        try:
-            values = self.config_values()
+        with self._config_errors(" or ".join(models)):
+            values = self.config_values(" or ".join(models))
             if values["model"] not in models:
                 raise ValueError(f"the model is {values['model']}")
             values["recipe"] = hints["recipe"](**values["recipe"])
             values["runtime"] = RuntimeConfig(**values["runtime"])
             return kind(**values)
+
+    @contextmanager
+    def _config_errors(self, kind: str) -> Iterator[None]:
+        """Raise UsageError that names ``config.json`` for errors in reading it."""
+        try:
+            yield
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
                 f"{self.path}: contains no config.json; use a run folder written by chromabox train or finetune"
@@ -135,7 +154,7 @@ class RunDir:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"the setting {error} is missing" if isinstance(error, KeyError) else error
             raise UsageError(
-                f"{self.path / 'config.json'}: damaged, or not the configuration of a {' or '.join(models)} run "
+                f"{self.path / 'config.json'}: damaged, or not the configuration of a {kind} run "
                 f"({reason}); restore the file or start a new run"
             ) from error
 
@@ -204,22 +223,48 @@ class RunDir:
         write_json(self.path / "summary.json", summary)
 
     def summary(self) -> dict[str, Any]:
-        """Return the contents of ``summary.json``."""
-        return dict(json.loads((self.path / "summary.json").read_text(encoding="utf-8")))
+        """Return the contents of ``summary.json``.
+
+        Raise ChromaboxError if the file is damaged. Access to a missing value also raises ChromaboxError.
+        """
+        path = self.path / "summary.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise ChromaboxError(f"{path}: damaged, expected a JSON object; {_RESTORE_SUMMARY}")
+        for name, kind in _SUMMARY_TYPES.items():
+            if not isinstance(values.get(name, kind()), (kind, int) if kind is float else kind):
+                raise ChromaboxError(f"{path}: {name} is {values[name]!r}, which is invalid; {_RESTORE_SUMMARY}")
+        return _Summary(path, values)
+
+
+class _Summary(dict[str, Any]):
+    """Contents of a summary file. Access to a missing value raises ChromaboxError."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise ChromaboxError(f"{self._path}: the value {name!r} is missing; {_RESTORE_SUMMARY}")
 
 
 def train_pending(configs: Mapping[Path, ConfigT], train: Callable[[ConfigT, RunDir], None]) -> None:
     """Call ``train`` for every run that is not finished. An interrupted run keeps its stored configuration.
 
     Raise UsageError, before any training, if a folder contains a run with different settings, and ChromaboxError if
-    the checkpoint of an interrupted run is truncated or corrupt.
+    the checkpoint of an interrupted run or the summary of a finished run is damaged.
     """
     runs = {path: RunDir(path) for path in configs}
     stored = {path: run.load_config(type(configs[path])) for path, run in runs.items() if run.is_started}
     for path, config in stored.items():
         if replace(config, runtime=None) != replace(configs[path], runtime=None):
             raise UsageError(f"{path}: contains a run with other settings; use another folder with -o or delete {path}")
-        if not runs[path].is_finished:
+        if runs[path].is_finished:
+            runs[path].summary()
+        else:
             runs[path].read_checkpoint_metadata()
     for path, config in configs.items():
         if path in stored and runs[path].is_finished:

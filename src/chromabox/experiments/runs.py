@@ -1,6 +1,7 @@
 """Training of the colourisation runs of an experiment, and search for finished runs."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,10 +9,16 @@ from typing import Any
 
 from chromabox.colour.training.recipes import PALETTE_MODELS
 from chromabox.colour.training.train import TrainConfig, TrainInputs, load_inputs, train
+from chromabox.engine.logger import read_metrics
 from chromabox.engine.runs import RunDir, train_pending
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.report.training import log_metrics, plot_run, sample_callback
+
+log = logging.getLogger(__name__)
+
+#: Values that the summary of a palette model must have.
+_PALETTE_SUMMARY = ("recipe", "data", "palette", "net", "seed", "test_loss", "test_accuracy")
 
 
 def require_distinct(option: str, values: Sequence[object]) -> None:
@@ -65,9 +72,11 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
 
     The colourisation runs are those with the combination of recipe, data and palette that has the most models. If
     several combinations have the most models, the one with the largest number of epochs is selected. Raise UsageError
-    if a path is not a folder, and ChromaboxError if a folder contains no finished run.
+    if a path is not a folder, and ChromaboxError if a folder contains no finished run. Damaged runs are ignored with a
+    warning, except that ChromaboxError is raised if there is nothing else.
     """
     run_index = RunIndex()
+    damaged: list[ChromaboxError] = []
     combinations: dict[tuple[str, str, str], dict[Path, dict[str, Any]]] = {}
     for path in paths:
         if not path.is_dir():
@@ -79,15 +88,24 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
             raise ChromaboxError(f"{path}: contains no finished run; use chromabox train or finetune to create one")
         run_index.sweeps.extend(sweeps)
         for run in runs:
-            model = RunDir(run).config_values().get("model")
-            if model == "detector":
-                run_index.detectors.append(run)
-            elif model in PALETTE_MODELS:
-                summary = RunDir(run).summary()
-                key = (summary["recipe"], summary["data"], summary["palette"])
-                combinations.setdefault(key, {})[run] = summary
-            else:
-                run_index.ignored.append(f"{run}: is a run of {model}, which reports do not support")
+            try:
+                model, summary = RunDir(run).config_values()["model"], RunDir(run).summary()
+                read_metrics(run, summary["epochs"])
+                if model == "detector":
+                    run_index.detectors.append(run)
+                elif model in PALETTE_MODELS:
+                    # A missing value raises ChromaboxError.
+                    recipe, data, palette, *_ = (summary[name] for name in _PALETTE_SUMMARY)
+                    combinations.setdefault((recipe, data, palette), {})[run] = summary
+                else:
+                    run_index.ignored.append(f"{run}: is a run of {model}, which reports do not support")
+            except ChromaboxError as error:
+                damaged.append(error)
+    if damaged and not (run_index.sweeps or run_index.detectors or combinations):
+        raise damaged[0]
+    for error in damaged:
+        log.warning(f"run left out: {error}")
+        run_index.ignored.append(f"run left out: {error}")
 
     def rank(summaries: Mapping[Path, Mapping[str, Any]]) -> tuple[int, int]:
         models = {summary["net"] for summary in summaries.values()}

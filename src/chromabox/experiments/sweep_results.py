@@ -196,7 +196,7 @@ def plot_sweep_curves(sweep: SweepResult, path: Path) -> None:
     num_values = len(sweep.equal_epochs)
     colours = [colormaps["viridis"](0.9 * index / max(1, num_values - 1)) for index in range(num_values)]
     for row, colour in zip(sweep.equal_epochs, colours, strict=True):
-        records = [read_metrics(sweep.folder / run) for run in row.runs]
+        records = [read_metrics(sweep.folder / run, row.epochs) for run in row.runs]
         losses, train_losses, accuracies = (
             np.array([[record[name] for record in run] for run in records])
             for name in ("test_loss", "train_loss", "test_accuracy")

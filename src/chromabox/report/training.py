@@ -224,6 +224,7 @@ def plot_run(folder: Path) -> Path:
     run, path = RunDir(folder), folder / "curves.png"
     if records := run.metrics():
         config = run.config_values()
-        title = f"{config['model']}, {config['recipe_name']} recipe, {Path(config['data']).name}, seed {config['seed']}"
+        recipe, data, seed = (config.get(name, "unknown") for name in ("recipe_name", "data", "seed"))
+        title = f"{config['model']}, {recipe} recipe, {Path(str(data)).name}, seed {seed}"
         plot_curves(records, path, title)
     return path

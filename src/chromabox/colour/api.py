@@ -121,7 +121,7 @@ def parse_options(
     ``prefix`` precedes the option names in messages. It is ``--`` on the command line. Raise UsageError for an
     invalid argument, and ChromaboxError for a palette that cannot be read.
     """
-    if style not in STYLES:
+    if not isinstance(style, str) or style not in STYLES:
         raise UsageError(f"{prefix}style is {style!r}: expected one of {', '.join(STYLES)}")
     if not (hints is None or isinstance(hints, Hints | str | PathLike)):
         raise UsageError(f"hints has type {type(hints).__name__}: expected the path of an image, or a Hints object")

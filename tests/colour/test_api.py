@@ -313,6 +313,7 @@ def test_hints_file_and_hints_object_give_the_same_result(model: ColourModel, tm
     ("options", "error"),
     [
         ({"style": "loud"}, "style is 'loud': expected one of natural, vivid"),
+        ({"style": [1]}, r"style is \[1\]: expected one of natural, vivid"),
         ({"temperature": 1.5}, "temperature is 1.5"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"min_confidence": -0.1}, "min_confidence is -0.1"),

@@ -110,3 +110,20 @@ def test_missing_file_and_unsupported_weights_are_rejected(tmp_path: Path, optio
         chromabox.detect(PIXELS, weights=3)
     with pytest.raises(UsageError, match=r"none\.onnx: no such file"):
         chromabox.detect(PIXELS, weights=tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize(
+    ("invalid", "message"),
+    [
+        ({"classes": 5}, "classes is 5: expected a list of names or indices"),
+        ({"size": "x"}, "--size is 'x': expected a multiple of 32"),
+        ({"size": [64]}, r"--size is \[64\]: expected a multiple of 32"),
+        ({"size": 0}, "--size is 0: expected a multiple of 32"),
+        ({"size": -32}, "--size is -32: expected a multiple of 32"),
+    ],
+)
+def test_invalid_option_is_rejected(invalid: dict[str, Any], message: str, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=message):
+        chromabox.detect(PIXELS, **options, **invalid)
+    with pytest.raises(UsageError, match=message):
+        chromabox.detect(PIXELS, **{**options, **invalid, "weights": open_detector(options["weights"])})

@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from chromabox.engine import checkpoint
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint, write_json
 from chromabox.errors import ChromaboxError
 
@@ -193,6 +195,18 @@ def test_failed_rename_leaves_no_temporary_file(tmp_path: Path) -> None:
         (tmp_path / name / "x").mkdir(parents=True)
     with pytest.raises(OSError, match="directory"):
         write_json(tmp_path / "a.json", {})
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(ChromaboxError, match=r"b\.safetensors: cannot be written \(.*directory"):
         save_checkpoint(tmp_path / "b.safetensors", {"a": torch.ones(2)}, {})
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "b.safetensors"]
+
+
+def test_failed_write_is_reported_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    (tmp_path / "file").touch()
+    with pytest.raises(ChromaboxError, match=r"a\.safetensors: cannot be written \("):
+        save_checkpoint(tmp_path / "file" / "a.safetensors", {}, {})
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(ChromaboxError, match=r"a\.safetensors: cannot be written \(.*No space left"):
+        save_checkpoint(tmp_path / "a.safetensors", {}, {})

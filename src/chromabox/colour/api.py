@@ -16,10 +16,10 @@ from chromabox.colour.inference.predict import STYLES, ColouriseOptions, colouri
 from chromabox.colour.palette.io import parse_colour, parse_replacement
 from chromabox.colour.palette.palette import Palette
 from chromabox.colour.weights.onnx_model import ColourModel, resolve_checkpoint
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.arrays import to_pixels
 from chromabox.io.exif import save_options
-from chromabox.io.images import ImageData, to_uint8
+from chromabox.io.images import ImageData, check_file, to_uint8
 from chromabox.runtime.session import cache_models
 
 Parsed = TypeVar("Parsed")
@@ -79,8 +79,8 @@ def colourise(
         byte order. The result for an array of any float dtype is float32 in [0, 1], computed with 16-bit precision.
 
     Calls from several threads are safe. Raise UsageError for an unsupported image, an invalid option or constraints
-    that contradict each other. Raise ChromaboxError, the base class of UsageError, for image data that cannot be
-    decoded, and for a palette, hints or model file that cannot be read.
+    that contradict each other, and a missing hints file. Raise ChromaboxError, the base class of UsageError, for
+    image data that cannot be decoded, and for a palette, hints or model file that cannot be read.
     """
     options = parse_options(style, temperature, palette, allow, ban, replace, hints, min_confidence)
     pixels, alpha = to_pixels(image)
@@ -121,10 +121,15 @@ def parse_options(
     ``prefix`` precedes the option names in messages. It is ``--`` on the command line. Raise UsageError for an
     invalid argument, and ChromaboxError for a palette that cannot be read.
     """
-    if style not in STYLES:
+    if not isinstance(style, str) or style not in STYLES:
         raise UsageError(f"{prefix}style is {style!r}: expected one of {', '.join(STYLES)}")
     if not (hints is None or isinstance(hints, Hints | str | PathLike)):
         raise UsageError(f"hints has type {type(hints).__name__}: expected the path of an image, or a Hints object")
+    if isinstance(hints, str | PathLike):
+        try:
+            check_file(Path(hints), "a transparent image with painted hints")
+        except ChromaboxError as error:
+            raise UsageError(f"{prefix}hints: {error}") from None
     parsed: dict[str, Any] = {
         "palette": _parse_palette(palette, f"{prefix}palette"),
         "allowed": _parse_list(allow, parse_colour, f"{prefix}allow"),

@@ -8,7 +8,7 @@ from typing import Any
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.load import open_detector
 from chromabox.detect.inference.predict import check_not_url, detect_image
-from chromabox.detect.weights.onnx_model import OnnxDetector
+from chromabox.detect.weights.onnx_model import OnnxDetector, check_size_value
 from chromabox.errors import UsageError
 from chromabox.io.arrays import to_pixels
 from chromabox.io.images import read_image
@@ -72,6 +72,7 @@ def detect(
         raise UsageError(
             f"weights has type {type(weights).__name__}: expected a name, a path or a detector from open_detector"
         )
+    check_size_value(size)  # The cache of models requires a hashable value.
     if isinstance(weights, OnnxDetector):
         detector = weights
     else:

@@ -33,18 +33,21 @@ def save_checkpoint(path: Path, state: Mapping[str, Any], metadata: Mapping[str,
     """Save a nested state of tensors, numbers, strings, lists and dictionaries.
 
     ``path`` ends in ``.safetensors``. ``metadata`` (JSON values) is stored in the header and in a ``.json`` file
-    with the same name.
+    with the same name. Raise ChromaboxError if a file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _flatten_state(state, "", tensors)
     # Invalid metadata raises an exception here, before an existing file is replaced.
     metadata_json = json.dumps(metadata, allow_nan=False)
     header = {"format": CHECKPOINT_FORMAT, "state": json.dumps(skeleton), "description": metadata_json}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temp_path:
-        save_file(tensors, temp_path, metadata=header)
-        temp_path.chmod(0o644)  # The safetensors package creates files that only the owner can read.
-    write_json(path.with_suffix(".json"), metadata)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temp_path:
+            save_file(tensors, temp_path, metadata=header)
+            temp_path.chmod(0o644)  # The safetensors package creates files that only the owner can read.
+        write_json(path.with_suffix(".json"), metadata)
+    except (OSError, SafetensorError) as error:  # SafetensorError includes a full disk and missing permissions.
+        raise ChromaboxError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
 
 
 def read_metadata(path: Path) -> dict[str, Any] | None:

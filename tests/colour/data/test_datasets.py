@@ -332,6 +332,21 @@ def test_palette_fitted_to_images_and_folders_has_their_colours(tmp_path: Path) 
     assert distance == pytest.approx(0, abs=1e-6)
 
 
+def test_palette_is_fitted_to_the_intact_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(ChromaboxError, match="no image can be read"):
+        fit_palette_to_images([str(tmp_path)], 5, seed=0, name="x")
+    write_images(tmp_path, 1)
+    caplog.clear()
+    assert len(fit_palette_to_images([str(tmp_path)], 5, seed=0, name="x")[0]) == 5
+    assert [record.message.partition("bad.png")[1] for record in caplog.records] == ["bad.png"]
+
+
+def test_fit_palette_without_images_is_rejected() -> None:
+    with pytest.raises(UsageError, match="no images given"):
+        fit_palette_to_images([], 5, seed=0, name="x")
+
+
 @pytest.mark.parametrize("colours", [-1, 0, 1, 257])
 def test_fit_palette_with_invalid_number_of_colours_is_rejected(tmp_path: Path, colours: int) -> None:
     with pytest.raises(UsageError, match=f"--colours is {colours}: expected 2 to 256"):

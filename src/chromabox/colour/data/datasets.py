@@ -5,6 +5,7 @@ the target of a pixel is the palette colour nearest in RGB. Grey is stored as th
 and converted to sum / 768 when a batch is gathered. CIFAR-10's 60,000 images therefore need little memory.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from chromabox.io.cifar10 import CIFAR10_CLASSES, load_cifar10
 from chromabox.io.fetch import cache_folder, fetch
 from chromabox.io.http import PinnedFile, quiet
 from chromabox.io.images import PixelValues, find_images, read_image, to_uint8
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 PaletteBatch = tuple[Float[Tensor, "batch 1 height width"], UInt8[Tensor, "batch height width"]]
@@ -159,9 +162,12 @@ def fit_palette_to_images(sources: Sequence[str], num_colours: int, *, seed: int
     """Fit one palette to image files, folders and CIFAR-10 data. Return the palette and its mean quantisation error.
 
     The quantisation error of a pixel is the Euclidean distance from the pixel to the nearest colour, for RGB values
-    divided by 256. Large images are subsampled to about one megapixel. Raise UsageError if the number of colours is not
-    between 2 and 256.
+    divided by 256. Large images are subsampled to about one megapixel. Images that cannot be read are skipped with a
+    warning. Raise UsageError if there are no sources or the number of colours is not between 2 and 256, and
+    ChromaboxError if no image can be read.
     """
+    if not sources:
+        raise UsageError("no images given: expected at least one image, folder, cifar10:CLASS or cifar10:all")
     if not 2 <= num_colours <= MAX_COLOURS:
         raise UsageError(f"--colours is {num_colours}: expected 2 to {MAX_COLOURS}")
     parts = []
@@ -170,9 +176,15 @@ def fit_palette_to_images(sources: Sequence[str], num_colours: int, *, seed: int
             parts.append(_load_rgb(source, 32)[0].transpose(0, 2, 3, 1).reshape(-1, 3))
             continue
         for path, _ in find_images([Path(source)]):
-            pixels = read_image(path).pixels
+            try:
+                pixels = read_image(path).pixels
+            except ChromaboxError as error:
+                log.warning(f"skipped: {error}")
+                continue
             step = max(1, round((pixels.shape[0] * pixels.shape[1] / 1e6) ** 0.5))
             parts.append(to_uint8(pixels[::step, ::step]).reshape(-1, 3))
+    if not parts:
+        raise ChromaboxError(f"{', '.join(sources)}: no image can be read; expected at least one intact image")
     all_pixels = np.concatenate(parts)
     palette = fit_palette(all_pixels, num_colours, seed=seed, name=name)
     return palette, quantisation_error(all_pixels, palette)

@@ -5,6 +5,7 @@ from pathlib import Path
 from chromabox.detect.weights.onnx_model import (
     EXPORT_FORMAT,
     OnnxDetector,
+    check_size_value,
     load_onnx_detector,
     read_onnx_file,
     resolve_weights,
@@ -29,6 +30,7 @@ def open_detector(
     Raise UsageError if the weights do not exist, if the size is not supported, or if PyTorch is required but not
     installed. Raise ChromaboxError if a file is damaged.
     """
+    check_size_value(size)
     path = Path(weights)
     content = b""
     if (path / "best.onnx").is_file():

@@ -10,7 +10,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from chromabox.detect.boxes import Letterbox, Pixels, box_area, letterbox_for, nms
 from chromabox.detect.detections import Detections
-from chromabox.detect.weights.onnx_model import DetectorModel
+from chromabox.detect.weights.onnx_model import DetectorModel, check_size_value
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import read_image
 from chromabox.runtime.parallel import map_ordered
@@ -38,8 +38,11 @@ class InferenceOptions:
         for name, value in (("confidence", confidence), ("iou", iou)):
             if not isinstance(value, int | float | np.number) or not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}: expected a number from 0 to 1")
+        check_size_value(size)
         size = detector.size if size is None else size
         detector.check_size(size)
+        if not (classes is None or isinstance(classes, Iterable)):
+            raise UsageError(f"classes is {classes!r}: expected a list of names or indices of classes")
         if classes is None:
             return cls(confidence, iou, None, size)
         indices = {str(index): index for index in range(len(detector.classes))}

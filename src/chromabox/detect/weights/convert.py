@@ -220,7 +220,7 @@ def export_detector(detector: Detector, path: Path, *, size: int | None = None) 
     export the model, if the outputs differ, or if the file cannot be written. In all these cases, no file is written.
     """
     require_onnx_suffix(path)
-    side = size or detector.size
+    side = detector.size if size is None else size
     detector.check_size(side)
     fused = replace(detector, model=detector.model.fuse(), size=side)
     model = _to_onnx(ExportWrapper(fused.model, side), side)

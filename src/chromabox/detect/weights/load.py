@@ -157,7 +157,7 @@ def load_detector(
 def save_detector(path: Path, detector: Detector) -> None:
     """Write a detector to a .safetensors file with all metadata, and a copy of the metadata to a .json file next to it.
 
-    Raise UsageError if the path has another suffix.
+    Raise UsageError if the path has another suffix, and ChromaboxError if a file cannot be written.
     """
     if path.suffix != ".safetensors":
         raise UsageError(f"{path}: unsupported suffix; expected .safetensors")
@@ -207,9 +207,8 @@ def download_pretrained(name: str, progress: Progress | None = None) -> Path:
     detector = Detector(model, default_class_names(80), model.architecture.size, {"name": name, "source": source})
     try:
         save_detector(path, detector)
-    except OSError as error:
-        reason = error.strerror or error
-        raise ChromaboxError(f"{path}: cannot be written ({reason}); set CHROMABOX_CACHE to another folder") from error
+    except ChromaboxError as error:
+        raise ChromaboxError(f"{error}; set CHROMABOX_CACHE to another folder") from error
     return path
 
 

@@ -5,8 +5,9 @@ In an exported file, BatchNorm is fused into the convolutions, and the decoding 
 
 import json
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -79,6 +80,12 @@ class OnnxDetector:
         """
         boxes, scores = self.session.run(list(OUTPUT_NAMES), {INPUT_NAME: images})
         return boxes, scores
+
+
+def check_size_value(size: Any) -> None:
+    """Raise UsageError unless the size is None or a positive integer. The model determines the possible multiples."""
+    if size is not None and (not isinstance(size, Integral) or size < 1):
+        raise UsageError(f"--size is {size!r}: expected a multiple of 32, at least 32")
 
 
 def read_onnx_file(path: Path) -> bytes:

@@ -103,9 +103,9 @@ def find_runs(paths: Sequence[Path]) -> RunIndex:
                 damaged.append(error)
     if damaged and not (run_index.sweeps or run_index.detectors or combinations):
         raise damaged[0]
-    for error in damaged:
-        log.warning(f"run left out: {error}")
-        run_index.ignored.append(f"run left out: {error}")
+    for problem in damaged:
+        log.warning(f"run left out: {problem}")
+        run_index.ignored.append(f"run left out: {problem}")
 
     def rank(summaries: Mapping[Path, Mapping[str, Any]]) -> tuple[int, int]:
         models = {summary["net"] for summary in summaries.values()}

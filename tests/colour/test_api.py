@@ -19,7 +19,7 @@ from skimage.data import chelsea
 
 import chromabox
 from chromabox.colour import api
-from chromabox.colour.api import colourise
+from chromabox.colour.api import colourise, parse_options
 from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.constraints.hints import hints_from_pixels
 from chromabox.colour.inference.predict import ColouriseOptions, colourise_image
@@ -313,7 +313,6 @@ def test_hints_file_and_hints_object_give_the_same_result(model: ColourModel, tm
     ("options", "error"),
     [
         ({"style": "loud"}, "style is 'loud': expected one of natural, vivid"),
-        ({"style": [1]}, r"style is \[1\]: expected one of natural, vivid"),
         ({"temperature": 1.5}, "temperature is 1.5"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"min_confidence": -0.1}, "min_confidence is -0.1"),
@@ -337,6 +336,11 @@ def test_hints_file_and_hints_object_give_the_same_result(model: ColourModel, tm
 def test_invalid_option_is_rejected(model: ColourModel, options: dict[str, object], error: str) -> None:
     with pytest.raises(UsageError, match=error):
         colourise(GREY, **{"model": model, **options})
+
+
+def test_style_of_the_wrong_type_is_rejected() -> None:
+    with pytest.raises(UsageError, match=r"style is \[1\]: expected one of natural, vivid"):
+        parse_options([1], None, None, (), (), (), None, 0.0)
 
 
 def test_model_is_loaded_once_per_file_version(

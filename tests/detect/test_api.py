@@ -15,6 +15,7 @@ from chromabox.detect.weights.convert import export_detector
 from chromabox.detect.weights.load import save_detector
 from chromabox.errors import ChromaboxError, UsageError
 from detector_fixtures import make_small_detector
+from import_fixtures import run_without
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 
@@ -112,18 +113,22 @@ def test_missing_file_and_unsupported_weights_are_rejected(tmp_path: Path, optio
         chromabox.detect(PIXELS, weights=tmp_path / "none.onnx")
 
 
-@pytest.mark.parametrize(
-    ("invalid", "message"),
-    [
-        ({"classes": 5}, "classes is 5: expected a list of names or indices"),
-        ({"size": "x"}, "--size is 'x': expected a multiple of 32"),
-        ({"size": [64]}, r"--size is \[64\]: expected a multiple of 32"),
-        ({"size": 0}, "--size is 0: expected a multiple of 32"),
-        ({"size": -32}, "--size is -32: expected a multiple of 32"),
-    ],
-)
-def test_invalid_option_is_rejected(invalid: dict[str, Any], message: str, options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=message):
-        chromabox.detect(PIXELS, **options, **invalid)
-    with pytest.raises(UsageError, match=message):
-        chromabox.detect(PIXELS, **{**options, **invalid, "weights": open_detector(options["weights"])})
+def test_options_of_the_wrong_type_are_rejected(options: dict[str, Any]) -> None:
+    """The program runs in another process, because the signatures are checked in this one."""
+    program = (
+        "import sys, chromabox, numpy\n"
+        "from chromabox.detect.inference.load import open_detector\n"
+        "from chromabox.errors import UsageError\n"
+        "image, opened = numpy.zeros((64, 64, 3), numpy.uint8), open_detector(sys.argv[1])\n"
+        "for invalid in ({'classes': 5}, {'size': 'x'}, {'size': [64]}, {'size': 0}, {'size': -32}):\n"
+        "    for weights in (sys.argv[1], opened):\n"
+        "        try:\n"
+        "            chromabox.detect(image, weights=weights, **invalid)\n"
+        "        except UsageError as error:\n"
+        "            print(error)\n"
+    )
+    done = run_without((), program, options["weights"])
+    assert done.returncode == 0, done.stderr
+    sizes = [f"--size is {size}: expected a multiple of 32, at least 32" for size in ("'x'", "[64]", "0", "-32")]
+    classes = "classes is 5: expected a list of names or indices of classes"
+    assert done.stdout.splitlines() == [message for message in (classes, *sizes) for _ in range(2)]

@@ -7,11 +7,11 @@ from typing import Any
 
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.load import open_detector
-from chromabox.detect.inference.predict import check_not_url, detect_image
+from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.weights.onnx_model import OnnxDetector, check_size_value
 from chromabox.errors import UsageError
 from chromabox.io.arrays import to_pixels
-from chromabox.io.images import read_image
+from chromabox.io.images import check_not_url, read_image
 from chromabox.runtime.session import cache_models
 
 #: Default weights. They are downloaded on first use.

@@ -11,6 +11,7 @@
 import contextlib
 import logging
 import os
+import re
 import stat
 import struct
 import warnings
@@ -164,11 +165,12 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
 def check_file(path: Path, expected: str) -> None:
     """Raise ChromaboxError unless the path is a regular file that is not empty.
 
-    ``expected`` describes the expected file in the message.
+    ``expected`` describes the expected file in the message. Raise UsageError for a URL.
     """
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
+        check_not_url(path)
         raise ChromaboxError(f"{path} does not exist: expected {expected}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -231,8 +233,16 @@ def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[
         elif path.exists():
             images.append((path, Path(path.name)))
         else:
+            check_not_url(path)
             raise UsageError(f"{path} does not exist: expected an image or a folder of images")
     return images
+
+
+def check_not_url(path: Path | str) -> None:
+    """Raise UsageError if a path is a URL. In a ``Path``, the two slashes of a URL have been replaced by one."""
+    if match := re.match(r"([a-z][a-z0-9+.-]+):/+", str(path), re.IGNORECASE):
+        address = f"{match[1]}://{str(path)[match.end() :]}"
+        raise UsageError(f"{address} is a URL, and URLs are not supported: expected a path of a file or folder")
 
 
 def check_not_input(inputs: Sequence[Path], *outputs: Path) -> None:

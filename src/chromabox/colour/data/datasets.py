@@ -171,6 +171,7 @@ def fit_palette_to_images(sources: Sequence[str], num_colours: int, *, seed: int
     if not 2 <= num_colours <= MAX_COLOURS:
         raise UsageError(f"--colours is {num_colours}: expected 2 to {MAX_COLOURS}")
     parts = []
+    failed: list[ChromaboxError] = []
     for source in sources:
         if source.startswith("cifar10:"):
             parts.append(_load_rgb(source, 32)[0].transpose(0, 2, 3, 1).reshape(-1, 3))
@@ -179,12 +180,14 @@ def fit_palette_to_images(sources: Sequence[str], num_colours: int, *, seed: int
             try:
                 pixels = read_image(path).pixels
             except ChromaboxError as error:
-                log.warning(f"skipped: {error}")
+                failed.append(error)
                 continue
             step = max(1, round((pixels.shape[0] * pixels.shape[1] / 1e6) ** 0.5))
             parts.append(to_uint8(pixels[::step, ::step]).reshape(-1, 3))
     if not parts:
-        raise ChromaboxError(f"{', '.join(sources)}: no image can be read; expected at least one intact image")
+        raise failed[0]
+    for error in failed:
+        log.warning(f"skipped: {error}")
     all_pixels = np.concatenate(parts)
     palette = fit_palette(all_pixels, num_colours, seed=seed, name=name)
     return palette, quantisation_error(all_pixels, palette)

@@ -15,6 +15,7 @@ from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.colour.palette.palette import Palette
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import read_bytes
+from chromabox.io.images import check_not_url
 from chromabox.runtime.session import one_line, open_session
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def resolve_checkpoint(path: Path) -> Path:
     The path of a file is returned unchanged. Raise UsageError if the path or the checkpoint does not exist.
     """
     if not path.exists():
+        check_not_url(path)
         raise UsageError(f"{path}: no such run folder or checkpoint; expected one written by chromabox train")
     if not path.is_dir():
         return path

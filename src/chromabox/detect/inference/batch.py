@@ -15,11 +15,11 @@ from typing import Literal
 from chromabox.detect.boxes import Pixels
 from chromabox.detect.inference import outputs
 from chromabox.detect.inference.outputs import ImageDetections
-from chromabox.detect.inference.predict import InferenceOptions, check_not_url, run_detector
+from chromabox.detect.inference.predict import InferenceOptions, run_detector
 from chromabox.detect.weights.onnx_model import DetectorModel
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.images import check_not_input, read_image, write_image
+from chromabox.io.images import check_not_input, check_not_url, read_image, write_image
 from chromabox.io.paths import expand_inputs, map_outputs
 from chromabox.io.video import VIDEO_SUFFIXES, check_target, iter_frames, probe_video, transcode
 from chromabox.runtime.parallel import map_ordered

@@ -1,6 +1,5 @@
 """Object detection in images: letterboxing, model, decoding, and non-maximum suppression."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,10 +144,3 @@ def postprocess(
     # A box entirely inside the letterbox padding is empty after clipping.
     is_inside = box_area(image_boxes) > 0
     return image_boxes[is_inside], candidate_scores[kept[is_inside]], classes[kept[is_inside]]
-
-
-def check_not_url(path: Path | str) -> None:
-    """Raise UsageError if a path is a URL. In a ``Path``, the two slashes of a URL have been replaced by one."""
-    if match := re.match(r"([a-z][a-z0-9+.-]+):/+", str(path), re.IGNORECASE):
-        address = f"{match[1]}://{str(path)[match.end() :]}"
-        raise UsageError(f"{address} is a URL, and URLs are not supported: expected a path or an image")

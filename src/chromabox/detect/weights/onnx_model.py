@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from chromabox.detect.models.architecture import Variant, variant_from_json
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.fetch import cache_folder
+from chromabox.io.images import check_not_url
 from chromabox.runtime.session import one_line, open_session
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def read_onnx_file(path: Path) -> bytes:
     Raise UsageError if the file does not exist, and ChromaboxError if it is not an ONNX file.
     """
     if not path.is_file():
+        check_not_url(path)
         raise UsageError(f"{path}: no such file; expected an exported .onnx file")
     content = path.read_bytes()
     # The first field of every ONNX file is the version of the format.
@@ -141,6 +143,7 @@ def resolve_weights(weights: str | Path) -> Path:
     if path.is_dir():
         path = path / "best.safetensors"
     if not path.is_file():
+        check_not_url(path)
         expected = f"expected a file or the name of pretrained weights: {', '.join(PRETRAINED)}"
         raise UsageError(f"{path}: weights do not exist; {expected}")
     return path

@@ -334,7 +334,7 @@ def test_palette_fitted_to_images_and_folders_has_their_colours(tmp_path: Path) 
 
 def test_palette_is_fitted_to_the_intact_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
-    with pytest.raises(ChromaboxError, match="bad.png is not an image"):
+    with pytest.raises(ChromaboxError, match=r"bad\.png is not an image"):
         fit_palette_to_images([str(tmp_path)], 5, seed=0, name="x")
     write_images(tmp_path, 1)
     caplog.clear()

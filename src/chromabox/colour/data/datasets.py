@@ -186,8 +186,8 @@ def fit_palette_to_images(sources: Sequence[str], num_colours: int, *, seed: int
             parts.append(to_uint8(pixels[::step, ::step]).reshape(-1, 3))
     if not parts:
         raise failed[0]
-    for error in failed:
-        log.warning(f"skipped: {error}")
+    for problem in failed:
+        log.warning(f"skipped: {problem}")
     all_pixels = np.concatenate(parts)
     palette = fit_palette(all_pixels, num_colours, seed=seed, name=name)
     return palette, quantisation_error(all_pixels, palette)

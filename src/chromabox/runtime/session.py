@@ -116,6 +116,17 @@ def _keep_sessions_after_fork() -> None:
 _register_at_fork(after_in_child=_keep_sessions_after_fork)
 
 Loader = TypeVar("Loader", bound=Callable[..., Any])
+ModelT = TypeVar("ModelT")
+
+
+def load_unless_damaged(load: Callable[..., ModelT], path: Path, **options: Any) -> ModelT | None:
+    """Return ``load(path, **options)``, or None if the file is damaged. Other errors of ``load`` are passed on."""
+    try:
+        return load(path, **options)
+    except UsageError:
+        raise
+    except ChromaboxError:
+        return None
 
 
 def cache_models(maxsize: int) -> Callable[[Loader], Loader]:

@@ -6,9 +6,10 @@ A model exported from a run folder is saved there as ``best.onnx``. Other export
 from pathlib import Path
 
 from chromabox.colour.weights.onnx_model import BUNDLED_MODEL, ColourModel, load_onnx_model, resolve_checkpoint
-from chromabox.errors import ChromaboxError, UsageError, missing_package
+from chromabox.errors import missing_package
 from chromabox.io.fetch import cache_folder
 from chromabox.io.manifest import sha256_file
+from chromabox.runtime.session import load_unless_damaged
 
 
 def open_model(path: Path | None = None, *, threads: int | None = None, device: str = "auto") -> ColourModel:
@@ -33,12 +34,9 @@ def open_model(path: Path | None = None, *, threads: int | None = None, device: 
         exported = cache_folder() / "onnx" / f"{checkpoint.stem}-{sha256_file(checkpoint)[:16]}.onnx"
         is_current = exported.is_file()  # The file name contains the digest of the checkpoint.
     if is_current:
-        try:
-            return load_onnx_model(exported, threads=threads, device=device)
-        except UsageError:
-            raise
-        except ChromaboxError:
-            pass  # The file is damaged and is exported again.
+        model = load_unless_damaged(load_onnx_model, exported, threads=threads, device=device)
+        if model is not None:
+            return model
     try:
         from chromabox.colour.weights.checkpoint import load_model
         from chromabox.colour.weights.export import export_onnx

@@ -10,9 +10,10 @@ from chromabox.detect.weights.onnx_model import (
     read_onnx_file,
     resolve_weights,
 )
-from chromabox.errors import ChromaboxError, UsageError, missing_package
+from chromabox.errors import missing_package
 from chromabox.io.fetch import cache_folder
 from chromabox.io.manifest import sha256_file
+from chromabox.runtime.session import load_unless_damaged
 
 
 def open_detector(
@@ -47,12 +48,9 @@ def open_detector(
     # The weights are in another format, or in an ONNX file of another program.
     source = resolve_weights(weights)
     if source.is_file() and (target := _cached_path(source, size)).is_file():
-        try:
-            return load_onnx_detector(target, threads=threads, device=device)
-        except UsageError:
-            raise
-        except ChromaboxError:
-            pass  # The cached file is damaged. The weights are exported again.
+        cached = load_unless_damaged(load_onnx_detector, target, threads=threads, device=device)
+        if cached is not None:
+            return cached
     try:
         from chromabox.detect.weights.convert import export_detector
         from chromabox.detect.weights.load import load_detector

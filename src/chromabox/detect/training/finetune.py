@@ -81,8 +81,11 @@ class FinetuneResult:
 class FinetuneJob:
     """Fine-tuning of a detector: the model with its frozen layers, and the feature caches of the run."""
 
-    def __init__(self, config: FinetuneConfig, initial: InitialState) -> None:
+    def __init__(
+        self, config: FinetuneConfig, initial: InitialState, retention_data: DetectionDataset | None = None
+    ) -> None:
         self.config, self.initial, recipe = config, initial, config.recipe
+        self.retention_data = retention_data
         self.model = copy.deepcopy(initial.detector.model).train()
         self.freeze_report = freeze(
             self.model,
@@ -233,8 +236,9 @@ class FinetuneJob:
             },
             "warnings": [*self.initial.splits.warnings, *self.after.warnings],
         }
-        if config.retention_data is not None:
-            summary["retained"] = _evaluate_retention(config, config.retention_data, self.best)
+        if self.retention_data is not None:
+            retained = _evaluate_retention(config, self.retention_data, self.best)
+            summary["retained"] = {"data": config.retention_data, "ap50_before": retained[0], "ap50_after": retained[1]}
         return summary
 
 
@@ -255,24 +259,23 @@ def finetune(
 
     Raise UsageError for invalid settings, and ChromaboxError for data that cannot be used.
     """
-    if config.retention_data is not None:
-        load_detection_dataset(config.retention_data)  # Raises the errors of this dataset before training.
+    # Loaded before training, so that its errors are raised first.
+    retention_data = None if config.retention_data is None else load_detection_dataset(config.retention_data)
     initial = initial or initialise_run(config, folder if resume else None)
     for warning in initial.splits.warnings:
         log.warning(warning)
-    job = FinetuneJob(config, initial)
+    job = FinetuneJob(config, initial, retention_data)
     # torch.compile has no effect: training calls DarknetModel.forward_from, not forward.
     options = replace(options or RuntimeOptions(), compile="off")
     summary = run_training(job, RunDir(folder), options=options, resume=resume, callbacks=callbacks)
     return FinetuneResult(summary, job.before, job.after, job.best, job.validator.data)
 
 
-def _evaluate_retention(config: FinetuneConfig, retention_data: str, best: Detector) -> dict[str, Any]:
+def _evaluate_retention(config: FinetuneConfig, data: DetectionDataset, best: Detector) -> list[float]:
     """Evaluate the original weights and the best model on the retention data.
 
-    The result contains the mean AP50 of each model over the classes that both models have.
+    Return the mean AP50 of each model over the classes that both models have.
     """
-    data = load_detection_dataset(retention_data)
     split = default_split(data)
     data = data if split is None else data.split(split)
     original = load_detector(config.weights)
@@ -285,4 +288,4 @@ def _evaluate_retention(config: FinetuneConfig, retention_data: str, best: Detec
         evaluation = evaluate_detector(detector, data, size=config.size, num_resamples=2)
         indices = {normalise_name(name): index for index, name in enumerate(evaluation.classes)}
         scores.append(float(np.nanmean(evaluation.coco.table[0, [indices[name] for name in shared]])))
-    return {"data": retention_data, "ap50_before": scores[0], "ap50_after": scores[1]}
+    return scores

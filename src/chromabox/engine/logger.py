@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 EpochRecord = dict[str, int | float]
 
 
+#: What to do about a damaged file of a run.
+RESTORE_ADVICE = "restore the file from a copy, or start the run again in another folder"
+
+
 class MetricsLogger:
     """Writer of a run's metrics to ``metrics.jsonl`` (one line per epoch), ``metrics.csv`` and TensorBoard events.
 
@@ -76,7 +80,6 @@ def read_metrics(folder: Path, min_epochs: int = 0) -> list[EpochRecord]:
     """
     path, records = folder / "metrics.jsonl", []
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    restore = "restore the file from a copy, or start the run again in another folder"
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -86,11 +89,13 @@ def read_metrics(folder: Path, min_epochs: int = 0) -> list[EpochRecord]:
             record = None
         numbers = record.values() if isinstance(record, dict) else ()
         if not numbers or not all(isinstance(value, int | float) for value in numbers) or "epoch" not in record:
-            raise ChromaboxError(f"{path}: line {number} is damaged, expected the metrics of an epoch; {restore}")
+            raise ChromaboxError(
+                f"{path}: line {number} is damaged, expected the metrics of an epoch; {RESTORE_ADVICE}"
+            )
         records.append(record)
     if len(records) < min_epochs:
         found = f"the number of recorded epochs is {len(records)}" if path.is_file() else "the file is missing"
-        raise ChromaboxError(f"{path}: {found}, but {min_epochs} were trained; {restore}")
+        raise ChromaboxError(f"{path}: {found}, but {min_epochs} were trained; {RESTORE_ADVICE}")
     return records
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import read_metadata, write_json
-from chromabox.engine.logger import EpochRecord, read_metrics
+from chromabox.engine.logger import RESTORE_ADVICE, EpochRecord, read_metrics
 from chromabox.engine.optim_config import OptimConfig
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import ChromaboxError, UsageError
@@ -48,7 +48,6 @@ _SUMMARY_TYPES: Mapping[str, type] = {
     **dict.fromkeys(("seed", "parameters", "epochs", "updates"), int),
     **dict.fromkeys(("test_loss", "test_accuracy", "seconds"), float),
 }
-_RESTORE_SUMMARY = "restore the file from a copy, or start the run again in another folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,10 +232,10 @@ class RunDir:
         except ValueError:
             values = None
         if not isinstance(values, dict):
-            raise ChromaboxError(f"{path}: damaged, expected a JSON object; {_RESTORE_SUMMARY}")
+            raise ChromaboxError(f"{path}: damaged, expected a JSON object; {RESTORE_ADVICE}")
         for name, kind in _SUMMARY_TYPES.items():
             if not isinstance(values.get(name, kind()), (kind, int) if kind is float else kind):
-                raise ChromaboxError(f"{path}: {name} is {values[name]!r}, which is invalid; {_RESTORE_SUMMARY}")
+                raise ChromaboxError(f"{path}: {name} is {values[name]!r}, which is invalid; {RESTORE_ADVICE}")
         return _Summary(path, values)
 
 
@@ -248,7 +247,7 @@ class _Summary(dict[str, Any]):
         self._path = path
 
     def __missing__(self, name: str) -> Any:
-        raise ChromaboxError(f"{self._path}: the value {name!r} is missing; {_RESTORE_SUMMARY}")
+        raise ChromaboxError(f"{self._path}: the value {name!r} is missing; {RESTORE_ADVICE}")
 
 
 def train_pending(configs: Mapping[Path, ConfigT], train: Callable[[ConfigT, RunDir], None]) -> None:

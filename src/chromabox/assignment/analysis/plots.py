@@ -1,5 +1,6 @@
 """Figures of the assignment report, printed 16 cm wide, so that the font sizes given here are those in print."""
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -19,6 +20,7 @@ from PIL import Image
 from chromabox.assignment.analysis.detector_analysis import LayerWeightChange, SampleDetections
 from chromabox.assignment.analysis.pixels import AccuracyByEdgeDistance, Calibration, Predictions
 from chromabox.engine.logger import EpochRecord
+from chromabox.io.atomic import atomic_write
 from chromabox.io.images import make_grid, read_image, to_uint8
 from chromabox.report.plots import TRAIN_COLOUR, VAL_COLOUR, RGBTile, save_figure
 
@@ -223,8 +225,10 @@ def plot_sample_detections(samples: Sequence[SampleDetections], classes: Sequenc
                 axes.text(left, top, f"{classes[class_id]}{score}", **style, parse_math=False, clip_on=True)
     for axes, name in zip(rows[0], ("ground truth", "before", "after"), strict=True):
         axes.set_title(name, fontsize=FONT_SIZE + 1)
-    save_figure(figure, path, DPI)
+    drawing = io.BytesIO()
+    figure.savefig(drawing, dpi=DPI, format="png")
     # True-colour photographs would take up most of the file size of a report.
-    with Image.open(path) as image:
-        quantised = image.convert("RGB").quantize(NUM_PNG_COLOURS, method=Image.Quantize.MEDIANCUT)
-    quantised.save(path, optimize=True)
+    quantised = Image.open(drawing).convert("RGB").quantize(NUM_PNG_COLOURS, method=Image.Quantize.MEDIANCUT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temp_path:
+        quantised.save(temp_path, format="PNG", optimize=True)

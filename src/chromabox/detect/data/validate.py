@@ -77,7 +77,7 @@ class DatasetReport:
             (issue.issue_type, utf8_safe(issue.path), issue.line, utf8_safe(issue.message), issue.dropped)
             for issue in self.issues
         ]
-        twins = [
+        duplicates = [
             (utf8_safe(pair.first), utf8_safe(pair.second), pair.exact, pair.hash_distance) for pair in self.duplicates
         ]
         return {
@@ -87,7 +87,7 @@ class DatasetReport:
             "boxes": self.box_counts,
             "empty": empty,
             "faults": [dict(zip(("kind", "file", "line", "text", "dropped"), row, strict=True)) for row in faults],
-            "twins": [dict(zip(("first", "second", "exact", "bits"), row, strict=True)) for row in twins],
+            "twins": [dict(zip(("first", "second", "exact", "bits"), row, strict=True)) for row in duplicates],
             "twins_across_splits": len(self.leaks),
         }
 

@@ -311,7 +311,7 @@ def test_bad_image_does_not_stop_the_rest_and_gives_exit_code_1(
     written = [path for path in tmp_path.iterdir() if path.suffix == ".png"]
     assert sorted(out.split()) == sorted(map(str, written))
     assert len(written) == 13
-    assert err.startswith("chromabox: skipped: ")
+    assert err.startswith("chromabox: failed: ")
     assert "broken.png" in err
     assert err.count("\n") == 1
 

@@ -60,7 +60,9 @@ def test_command_with_weights_that_need_pytorch(image: Path, tmp_path: Path) -> 
     arguments = ("detect", image, "-o", tmp_path / "out.jpg", "--weights", weights)
     result = run_without(NOT_FOR_INFERENCE, CLI_PROGRAM, *arguments)
     assert result.returncode == 2
-    assert result.stderr.startswith(f"chromabox: {weights}: a model that is not an exported .onnx file requires torch")
+    assert result.stderr.startswith(
+        f"chromabox: {weights}: loading a model that is not an exported .onnx file requires torch"
+    )
     assert "pip install 'chromabox[train]'" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 

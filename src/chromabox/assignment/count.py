@@ -156,7 +156,7 @@ class LayerCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelCounts:
-    """Counts of all layers of a model in execution order, and the values requested for the symbols in them."""
+    """Counts of all layers of a model, in execution order, and the requested values of the symbols in the formulas."""
 
     layers: tuple[LayerCounts, ...]
     values: Values
@@ -266,7 +266,7 @@ def _fit_counts(build: Callable[[Values], nn.Module], values: Values, *, channel
 
     @cache
     def fit(name: str, sides: Dims) -> Expr:
-        """Return the affine function of the symbols that has the values ``sides`` in the tested configurations."""
+        """Return the affine function of the symbols that takes the values ``sides`` in the tested configurations."""
         formula = Integer(sides[0])
         for symbol, side in zip(values, sides[1:-2], strict=True):
             formula += Rational(side - sides[0], smallest[symbol]) * (symbol - smallest[symbol])

@@ -170,7 +170,7 @@ def padding(
     stride: Integer = 2,
     dilation: Integer = 1,
 ) -> int:
-    """Find the paddings that preserve the shapes in figure 1b.
+    """Find the paddings that preserve the shapes in figure 1b of the assignment.
 
     Examples:
       chromabox padding --kernel 4 5

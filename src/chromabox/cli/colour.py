@@ -30,7 +30,8 @@ class ColourArgs:
     replace: Annotated[tuple[str, ...], option("A=B ...", "none")] = ()
     """Use colour B where colour A is predicted."""
     hints: Annotated[Path | None, option("PATH", "none")] = None
-    """Transparent PNG file with colour hints. Hints are applied exactly and propagated to similar regions."""
+    """Transparent PNG file with colour hints, for a single image. Hints are applied exactly and propagated to similar
+    regions."""
     min_confidence: Float = 0.0
     """Keep pixels grey where the confidence is below this threshold (0 to 1)."""
 
@@ -122,7 +123,7 @@ def colour(
             log.info(path)
     for result in results:
         if result.error is not None:
-            log.warning(f"skipped: {result.error}")
+            log.warning(f"failed: {result.error}")
     return 0 if len(done) == len(results) else 1
 
 

@@ -35,7 +35,8 @@ class ValidateDataset:
     """
 
     path: Annotated[Positional[str], option("PATH|NAME")]
-    """A folder, a .yaml or .json file, or a name (coco128, raccoon)."""
+    """A folder, a .yaml or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the
+    cache)."""
     repair: Annotated[Path | None, option("FOLDER", "no copy")] = None
     """Write a cleaned copy to this new folder, with a report of all changes."""
     output: Annotated[Path | None, option("PATH", "not written", short="-o")] = None
@@ -136,7 +137,7 @@ def palette(
         save_palette(args.output, fitted)
         log.info(
             f"{len(fitted)} colours; mean distance from a pixel to its palette colour: {distance:.4f} "
-            "(RGB values divided by 256)"
+            "(in RGB, with values divided by 256)"
         )
     log.info(args.output)
     return 0
@@ -154,9 +155,13 @@ def weights(
             short="-o",
         ),
     ] = None,
-    architecture: Annotated[str | None, option("NAME|PATH", "inferred from the file size")] = None,
-    variant: Annotated[str | None, option("NAME", "read from the file")] = None,
-    classes: Annotated[tuple[str, ...], option("NAME ...", "the COCO names if there are 80 classes")] = (),
+    architecture: Annotated[
+        str | None, option("NAME|PATH", "the .cfg file next to the weights, otherwise inferred from the file size")
+    ] = None,
+    variant: Annotated[str | None, option("NAME", "read from the file, otherwise darknet")] = None,
+    classes: Annotated[
+        tuple[str, ...], option("NAME ...", "the names in the file, otherwise the COCO names if there are 80 classes")
+    ] = (),
     sanity_check: bool = True,
 ) -> int:
     """Download or convert detector weights.

@@ -34,9 +34,9 @@ def detect(
 
     Args:
         inputs: Images, folders of images, or videos (.mp4, .mov, .mkv).
-        output: A folder, an annotated file for a single image or video, or a .json or .csv file for the boxes.
-        weights: A name (pretrained weights, downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a
-            run folder.
+        output: Output folder, file for a single annotated image or video, or .json or .csv file for the boxes.
+        weights: yolov3-tiny (pretrained weights, downloaded and cached), a .safetensors, .weights, .onnx or .pt file,
+            or a run folder.
         format: Outputs to write: images (annotated), json (COCO results), csv, yolo (labels).
         confidence: Minimum confidence of the detections (0 to 1).
         iou: IoU threshold for non-maximum suppression (0 to 1).
@@ -59,5 +59,5 @@ def detect(
     summary = run_detection(plan, detector, options, workers=workers)
     log.info(f"{summary}\n{output}")
     for reason in summary.errors:
-        log.warning(f"skipped: {reason}")
+        log.warning(f"failed: {reason}")
     return 1 if summary.errors else 0

@@ -40,9 +40,10 @@ class ClassArgs:
 @dataclass(frozen=True)
 class FinetuneArgs:
     data: Annotated[Positional[str | None], option("DATA", "required unless --resume is given")] = None
-    """A labelled dataset: a folder, a .yaml or .json file, or a name (coco128, raccoon)."""
+    """A labelled dataset: a folder, a .yaml or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the
+    cache)."""
     weights: Annotated[str, option("NAME|PATH")] = "yolov3-tiny"
-    """A name (pretrained weights, downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run
+    """yolov3-tiny (pretrained weights, downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run
     folder."""
     freeze: Annotated[str, option("N|NAME")] = "backbone"
     """Layers to freeze: the first N layers, backbone, none, or auto (selected by short trials)."""
@@ -62,7 +63,7 @@ class FinetuneArgs:
 def finetune(args: FinetuneArgs) -> int:
     """Fine-tune a detector on a labelled dataset.
 
-    The first layers are frozen, including their BatchNorm statistics.
+    By default, the backbone is frozen, including its BatchNorm statistics.
 
     Examples:
       chromabox finetune raccoons/ --epochs 10 -o runs/raccoon

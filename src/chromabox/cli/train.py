@@ -40,9 +40,11 @@ class TrainingArgs:
     learning_rate: Annotated[float | None, option("X", "set by the recipe")] = None
     """Peak learning rate."""
     val_fraction: Float = 0.0
-    """Fraction of the training images that is held out to select the best epoch. 0 selects the last epoch."""
+    """Fraction of the training images that is held out to select the best epoch. 0 selects the last epoch (not
+    available for photo, which always uses a validation set)."""
     patience: Annotated[int | None, option("N", "no early stopping")] = None
-    """Stop after N epochs without an improvement in validation loss (requires --val-fraction)."""
+    """Stop after N epochs without an improvement in validation loss (requires --val-fraction, except
+    for photo)."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,11 @@ class NetworkArgs:
     size: Annotated[int | None, option("N", "32; photo: 192")] = None
     """Side length in pixels of training images from a folder, a multiple of 8 (photo: a multiple of 32)."""
     kernel: Annotated[int | None, option("N", "3")] = None
-    """Kernel size of the convolutions."""
+    """Kernel size of the convolutions (not available for photo)."""
     num_filters: Annotated[int | None, option("N", "32")] = None
-    """Number of filters (NF in the assignment)."""
+    """Number of filters (NF in the assignment; not available for photo)."""
     dilation: Annotated[int | None, option("N", "1")] = None
-    """Dilation of the convolutions (not available for pool-upsample)."""
+    """Dilation of the convolutions (not available for pool-upsample and photo)."""
     init: Annotated[str, option("NAME|PATH")] = "auto"
     """Initial weights of the photo model: shipped (the bundled model), a checkpoint, yolov3-tiny (initialises only the
     encoder), none, or auto (yolov3-tiny if it can be downloaded, otherwise none)."""
@@ -65,13 +67,14 @@ class TrainArgs:
     model: Annotated[Positional[ModelName | None], option("MODEL", "required unless --resume is given")] = None
     """pool-upsample, conv-transpose, unet, colournet, or photo (photographs of any size)."""
     recipe: RecipeName = "default"
-    """course: exact settings of the assignment; default: most accurate recipe (25 epochs); quick: fastest recipe."""
+    """course: exact settings of the assignment (not available for photo); default: most accurate recipe (25
+    epochs); quick: fastest recipe."""
     data: DataName = "cifar10:horse"
     """cifar10:CLASS (join several classes with +), cifar10:all, or a folder of images (required for photo)."""
     palette: PaletteName = "auto"
-    """A palette file, horse24, cifar24, course, fitted:K (K colours fitted to the data), or auto. For CIFAR horses,
-    auto is the assignment's palette if CHROMABOX_MIRROR provides it, otherwise horse24. For other CIFAR data, auto
-    is cifar24. For a folder, auto fits 24 colours to the images."""
+    """A palette file, horse24, cifar24, course, fitted:K (K colours fitted to the data), or auto. Photo models do not
+    have a palette. For cifar10:horse, auto is the assignment's palette if CHROMABOX_MIRROR provides it, otherwise
+    horse24. For other CIFAR data, auto is cifar24. For a folder, auto fits 24 colours to the images."""
     seed: Integer = 0
     """Random seed."""
     output: Annotated[Path | None, option("PATH", "runs/MODEL-RECIPE-seedN", short="-o")] = None
@@ -231,17 +234,21 @@ def evaluate(
     run: Annotated[Positional[Path | None], option("RUN|PATH|NAME", "the bundled photo model")] = None,
     /,
     *,
-    data: Annotated[str | None, option("NAME|PATH", "the model's training data; required for a detector")] = None,
+    data: Annotated[
+        str | None, option("NAME|PATH", "the model's training data; required for a photo model or a detector")
+    ] = None,
     output: Annotated[
         Path | None, option("PATH", "the run folder if a run is given, otherwise evaluation/", short="-o")
     ] = None,
     temperature: Float = 0.38,
-    split: Annotated[str | None, option("NAME", "the held-out split")] = None,
+    split: Annotated[str | None, option("NAME", "val if it exists, otherwise test or all images")] = None,
     size: Annotated[int | None, option("N", "the size stored with the weights")] = None,
 ) -> int:
     """Evaluate a colourisation model or a detector.
 
-    Colourisation models are compared with baselines and an upper bound.
+    Models with a palette are compared with baselines and with the upper bound set by the palette.
+
+    Photo models are evaluated as during training.
 
     Detectors are evaluated with COCO AP.
 
@@ -252,8 +259,8 @@ def evaluate(
     Args:
         run: A run folder, a checkpoint, or the weights of a detector (a file or yolov3-tiny).
         data: Dataset: cifar10:CLASS or a folder of images. For a detector: a labelled dataset.
-        output: Output folder.
-        temperature: Colourisation models: temperature of the annealed mean of the predicted colours.
+        output: Output folder (not used for photo models).
+        temperature: Models with a palette: temperature of the annealed mean of the predicted colours.
         split: Detectors: split of the dataset.
         size: Detectors: side length of the square network input in pixels. Images are letterboxed.
     """

@@ -106,10 +106,10 @@ class RunDir:
         write_json(self.path / "config.json", values)
 
     def config_values(self, kind: str = "training") -> dict[str, Any]:
-        """Return the fields of the configuration with their current names.
+        """Return the fields of the configuration. Fields of older formats are renamed to their current names.
 
         Raise UsageError if ``config.json`` is missing or is not the configuration of a run. ``kind`` is the kind of run
-        that the message names.
+        named in the error message.
         """
         with self._config_errors(kind):
             values = json.loads((self.path / "config.json").read_text(encoding="utf-8"))

@@ -70,10 +70,10 @@ class RunIndex:
 def find_runs(paths: Sequence[Path]) -> RunIndex:
     """Return the finished sweeps and runs in and below the folders, without the runs that belong to a sweep.
 
-    The colourisation runs are those with the combination of recipe, data and palette that has the most models. If
-    several combinations have the most models, the one with the largest number of epochs is selected. Raise UsageError
-    if a path is not a folder, and ChromaboxError if a folder contains no finished run. Damaged runs are ignored with a
-    warning, except that ChromaboxError is raised if there is nothing else.
+    Colourisation runs are returned for only one combination of recipe, data and palette: the one with the most models
+    or, in a tie, the one whose longest run has the most epochs. Raise UsageError if a path is not a folder, and
+    ChromaboxError if a folder contains no finished run. Damaged runs are ignored with a warning, except that
+    ChromaboxError is raised if there is nothing else.
     """
     run_index = RunIndex()
     damaged: list[ChromaboxError] = []

@@ -186,7 +186,7 @@ def read_onnx_convolutions(path: Path) -> list[dict[str, np.ndarray]]:
         for tensor in model.graph.initializer:
             if tensor.data_type == TensorProto.FLOAT:
                 if external_data_helper.uses_external_data(tensor):
-                    raise ValueError("weights in another file")
+                    raise ValueError("the weights are stored in another file")
                 tensors[tensor.name] = numpy_helper.to_array(tensor)
         norms = {node.input[0]: node for node in model.graph.node if node.op_type == "BatchNormalization"}
         layers = {}

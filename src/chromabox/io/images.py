@@ -337,7 +337,9 @@ def _save_image(path: Path, image_format: str, image_data: ImageData, quality: i
     pixels, alpha = image_data.pixels, image_data.alpha
     side, max_side = max(pixels.shape), _MAX_SIDE.get(image_format)
     if max_side is not None and side > max_side:
-        raise ValueError(f"the image has a side of {side:,} pixels; expected at most {max_side:,}, or use PNG or TIFF")
+        raise ValueError(
+            f"the image has a side of {side:,} pixels; expected at most {max_side:,}; use PNG or TIFF for larger images"
+        )
     options = save_options(image_format, image_data.exif, image_data.icc, image_data.dpi)
     if image_data.bit_depth == 16 and image_format in ("PNG", "TIFF"):
         write = write_16bit_png if image_format == "PNG" else write_16bit_tiff

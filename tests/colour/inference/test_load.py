@@ -129,7 +129,8 @@ def test_checkpoint_without_pytorch_is_rejected_with_one_line(
     with pytest.raises(UsageError) as raised:
         open_model(checkpoint)
     assert str(raised.value) == (
-        f"{checkpoint}: a checkpoint that is not an exported .onnx file requires torch, which is not installed; "
+        f"{checkpoint}: loading a checkpoint that is not an exported .onnx file requires torch, which is not "
+        "installed; "
         "install it with pip install 'chromabox[train]'"
     )
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Figures of the assignment report, printed 16 cm wide, so that the font sizes given here are those in print."""
+"""Figures of the assignment report. Because they are printed 16 cm wide, all font sizes are the printed sizes."""
 
 import io
 import math

@@ -199,7 +199,7 @@ def explain_skips(
 
 
 def _ablation_text(with_skips: NetAnalysis) -> Text:
-    """Describe how much accuracy is lost by replacing each skip connection, and which the model relies on."""
+    """Describe how much accuracy is lost by replacing each skip connection, and which of them the model relies on."""
     intact = with_skips.skip_ablations["none intact"]["accuracy"]
     costs = {skip: intact - with_skips.skip_ablations[f"{skip} shuffled"]["accuracy"] for skip in ("half", "input")}
     used = [skip for skip, cost in costs.items() if cost > MIN_DIFFERENCE]

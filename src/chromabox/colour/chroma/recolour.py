@@ -100,7 +100,10 @@ def box_filter(planes: Planes) -> Planes:
 
 
 def _window(planes: Planes, *, mode: Literal["constant", "edge"]) -> list[Planes]:
-    """Return the planes, shifted once for each cell of the window. Padding is 0 or repeats the border value."""
+    """Return one shifted copy of the planes for each cell of the window.
+
+    The padding is 0 (``constant``) or repeats the border values (``edge``).
+    """
     height, width = planes.shape[1:]
     padded = np.pad(planes, ((0, 0), (RADIUS, RADIUS), (RADIUS, RADIUS)), mode=mode)
     shifts = range(2 * RADIUS + 1)
@@ -140,7 +143,7 @@ def interpolation_indices(
 def _lerp(
     first: Float32[np.ndarray, "*shape"], second: Float32[np.ndarray, "*shape"], weight: Float32[np.ndarray, "*_"]
 ) -> Float32[np.ndarray, "*shape"]:
-    """Interpolate linearly. Where both values are equal, the result is exactly this value."""
+    """Interpolate linearly. Where both values are equal, the result is exactly that value."""
     second = second - first
     second *= weight
     second += first

@@ -104,11 +104,12 @@ def build_projection(
     banned_colours: Sequence[Colour],
     replacements: Sequence[tuple[Colour, Colour]],
 ) -> PaletteProjection:
-    """Return the palette colours as classes. A constraint on a colour applies to the nearest palette colour.
+    """Apply constraints to a palette and return its colours as classes.
 
-    All colours are 8-bit sRGB. The allowed colours become the only classes. If there are none, all palette colours are
-    allowed. A pair (A, B) means that colour A is replaced by B. Raise UsageError if no colour is left, or if a
-    replacement has no effect or contradicts another constraint.
+    A constraint on a colour applies to the nearest palette colour. All colours are 8-bit sRGB. The allowed colours
+    become the only classes. If there are none, all palette colours are allowed. A pair (A, B) means that colour A is
+    replaced by B. Raise UsageError if no colour is left, or if a replacement has no effect or contradicts another
+    constraint.
     """
     every = np.unique(palette, axis=0)
     old_colours, new_colours = ([pair[index] for pair in replacements] for index in (0, 1))

@@ -54,10 +54,10 @@ def read_hints(path: Path, image_size: tuple[int, int]) -> Hints:
     """Read hints from an image with transparency. Pixels with alpha above ``ALPHA_THRESHOLD`` are painted.
 
     The image must have the aspect ratio of the upright photograph, up to rounding to whole pixels. ``image_size`` is
-    the height and width of the photograph. An image of another size is resized by nearest neighbour. Downsizing keeps
-    every painted dot, however small it is. Raise UsageError, naming the file, for an image without transparency,
-    without painted pixels or with another aspect ratio. Raise ChromaboxError for a file that cannot be read as an
-    image.
+    the height and width of the photograph. A smaller image is enlarged with nearest-neighbour interpolation. Reducing a
+    larger image keeps every painted dot, however small it is. Raise UsageError, naming the file, for an image without
+    transparency, without painted pixels or with another aspect ratio. Raise ChromaboxError for a file that cannot be
+    read as an image.
     """
     image = read_image(path)
     if image.alpha is None:

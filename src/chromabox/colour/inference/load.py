@@ -41,6 +41,6 @@ def open_model(path: Path | None = None, *, threads: int | None = None, device: 
         from chromabox.colour.weights.checkpoint import load_model
         from chromabox.colour.weights.export import export_onnx
     except ImportError as error:
-        raise missing_package(f"{path}: a checkpoint that is not an exported .onnx file", error) from error
+        raise missing_package(f"{path}: loading a checkpoint that is not an exported .onnx file", error) from error
     export_onnx(load_model(checkpoint), exported)
     return load_onnx_model(exported, threads=threads, device=device)

@@ -49,7 +49,7 @@ class TemporalSmoother:
     the new colour takes effect immediately. The comparison with Rₜ₋₁ instead of the previous frame also detects slow
     movement. Subtracting the median prevents brightness flicker and fades from being detected as movement. The 3 × 3
     mean suppresses noise. At a scene cut (see :func:`is_scene_cut`), the average is reset. Movement without a change in
-    lightness is not detected. In this case, the weight of the previous colour decreases by the factor ``smoothing`` per
+    lightness is not detected. In this case, the weight of the previous colour is multiplied by ``smoothing`` in every
     frame.
 
     ``smoothing`` is at least 0 (independent frames) and less than 1. Raise UsageError for other values.

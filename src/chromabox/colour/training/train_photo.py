@@ -192,8 +192,9 @@ def train_photo(
 def init_model(config: PhotoConfig, photos: PhotoDataset, resume_from: Path | None) -> InitialModel:
     """Return the model before the first training step, with its chroma bins.
 
-    A resumed run reads the model and the bins from its folder. The original initial weights are not required. For a new
-    model, the bins are fitted to every fourth pixel (in both directions) of fewer than 4000 training images.
+    A resumed run reads the model and the bins from its folder. The original initial weights are not required. A run
+    that starts from the bundled model or a checkpoint uses the bins of that model. Otherwise, the bins are fitted to
+    every fourth pixel (in both directions) of fewer than 4000 evenly spaced training images.
 
     Raise UsageError if the bin spacing is invalid, or if the initial checkpoint is missing or is not a photo model.
     Raise ChromaboxError if YOLOv3-tiny is requested but not available.

@@ -127,7 +127,7 @@ def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "au
             raise ValueError(f"multiple {size_divisor} or stride {stride} is invalid")
         scales = tuple(int(scale) for scale in json.loads(properties["looks"]))
         if not (1 <= len(scales) <= MAX_SCALES and all(1 <= scale <= MAX_SCALE for scale in scales)):
-            raise ValueError(f"looks {list(scales)} is invalid")
+            raise ValueError(f"invalid test-time augmentation scales {list(scales)} in the field 'looks'")
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, ChromaboxError) as error:
         raise ChromaboxError(f"{path}: the metadata is damaged ({one_line(error)}); export the model again") from error
     return ColourModel(session, path, output, size_divisor, stride, scales, metadata)

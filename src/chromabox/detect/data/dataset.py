@@ -23,7 +23,7 @@ from chromabox.io.images import IMAGE_SUFFIXES, image_size
 
 RgbImage = UInt8[np.ndarray, "height width 3"]
 Float64Boxes = Float64[np.ndarray, "boxes 4"]
-"""Left, top, right, bottom in pixels of the upright image, measured from its upper left corner."""
+"""Left, top, right, bottom in pixels from the upper left corner of the image, after its EXIF orientation is applied."""
 DatasetFormat = Literal["yolo", "coco", "voc"]
 IssueType = Literal[
     "unreadable label",
@@ -68,9 +68,9 @@ class LabelIssue:
 class Sample:
     """Image with its ground-truth boxes.
 
-    `class_ids` are indices into the class names of the dataset. `size` is the height and width of the upright image.
-    `split` is "" if the files define no splits. `crowd_mask` (COCO's iscrowd) marks boxes around groups of objects.
-    Training ignores these boxes, and evaluation does not count them as missed.
+    `class_ids` are indices into the class names of the dataset. `size` is the height and width, after the EXIF
+    orientation is applied. `split` is "" if the files define no splits. `crowd_mask` (COCO's iscrowd) marks boxes
+    around groups of objects. Training ignores these boxes, and evaluation does not count them as missed.
     """
 
     path: Path

@@ -55,7 +55,7 @@ def open_detector(
         from chromabox.detect.weights.convert import export_detector
         from chromabox.detect.weights.load import load_detector
     except ImportError as error:
-        raise missing_package(f"{weights}: a model that is not an exported .onnx file", error) from error
+        raise missing_package(f"{weights}: loading a model that is not an exported .onnx file", error) from error
     exported = load_detector(weights)  # This also downloads missing pretrained weights.
     target = _cached_path(source, size)
     export_detector(exported, target, size=size)

@@ -42,7 +42,7 @@ def choose_num_frozen(config: FinetuneConfig, initial: InitialState, options: Ru
     runtime = RuntimeConfig(device=resolve_device(options), threads=options.threads or torch.get_num_threads())
     log.info(
         f"--freeze auto: trials of {TRIAL_EPOCHS} epochs; training images: {len(splits.train.samples)}, "
-        f"validation images: {len(splits.val.samples)}\nlayers  forward pass  seconds per epoch   AP50"
+        f"validation images: {len(splits.val.samples)}\nfrozen  frozen FLOPs  seconds per epoch   AP50"
     )
     ap50: dict[int, float] = {}
     for depth in reversed(candidate_depths(initial.detector.architecture)):

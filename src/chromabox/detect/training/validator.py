@@ -35,7 +35,7 @@ class Validator:
     boxes: Sequence[SampleBoxes]
 
     def evaluate(self, model: DarknetModel, loss: DetectionLoss) -> dict[str, float]:
-        """Evaluate a model in evaluation mode.
+        """Evaluate a model, which must already be in evaluation mode.
 
         Return each mean loss term as ``val_NAME``, and AP and AP50 as ``val_ap`` and ``val_ap50``.
         ``val_ap50_missing`` is 1 − AP50.

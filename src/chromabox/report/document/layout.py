@@ -82,7 +82,7 @@ LaidOut = dict[str, Any]
 
 
 def layout_document(document: Document) -> LaidOut:
-    """Return plain data: ``title``, ``abstract``, ``sections``, ``references``, ``metadata`` and ``figures``.
+    """Return a dictionary: ``title``, ``abstract``, ``sections``, ``references``, ``metadata`` and ``figures``.
 
     ``figures`` is a list of all figures in document order.
     """

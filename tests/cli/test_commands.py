@@ -368,7 +368,7 @@ def test_colour_and_score_need_no_training_packages(workspace: Path, tmp_path: P
         ("colour GREY -o new.png --explain", "chromabox colour requires matplotlib, which is not installed; install"),
         (
             "colour GREY -o new.png --model NET",
-            r"net\.safetensors: a checkpoint that is not .* requires torch,",
+            r"net\.safetensors: loading a checkpoint that is not .* requires torch,",
         ),
     ],
 )

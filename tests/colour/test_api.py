@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ColourModel:
     """Return a small untrained photo model, whose colours are arbitrary but not grey."""
     cells = np.stack(np.meshgrid(*[np.arange(-4, 5)] * 2, indexing="ij"), -1).reshape(-1, 2)
     bins = ChromaBins((10 * cells).astype(np.float32), np.full(81, 1 / 81, np.float32), 10.0)
-    network = PhotoNet(81, widths=(8, 8, 8), blocks=(1, 1, 1))
+    network = PhotoNet(81, widths=(8, 8, 8, 8), blocks=(1, 1, 1, 1))
     return write_colour_model(
         tmp_path_factory.mktemp("models") / "small.onnx",
         PhotoModel(network, bins, model_metadata("photo", {}, bins)),

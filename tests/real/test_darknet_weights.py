@@ -1,4 +1,4 @@
-"""Tests of the published YOLOv3-tiny weights: reading the file, and initialising the photo model with them.
+"""Tests of reading the published YOLOv3-tiny weights.
 
 The shapes of the layers are copied from the published yolov3-tiny.cfg.
 """
@@ -7,11 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from chromabox.colour.data.photos import PhotoDataset
-from chromabox.colour.training.recipes import make_photo_recipe
-from chromabox.colour.training.train_photo import NUM_FROZEN_LAYERS, PhotoConfig, init_model
 from chromabox.errors import ChromaboxError
 from chromabox.io.darknet_weights import download_yolov3_tiny, read_darknet_weights, unpack_layers
 
@@ -41,17 +37,3 @@ def test_first_layers_have_plausible_values(path: Path) -> None:
         assert (layer["variance"] > 0).all()
         assert all(np.isfinite(values).all() for values in layer.values())
         assert 1e-3 < layer["kernel"].std() < 1
-
-
-def test_photo_model_is_initialised_with_the_weights(path: Path) -> None:
-    rng = np.random.default_rng(0)
-    photos = PhotoDataset([rng.integers(0, 256, (128, 128, 3), dtype=np.uint8) for _ in range(2)], [])
-    config = PhotoConfig(recipe_name="quick", recipe=make_photo_recipe("quick"), data="unused", init="yolov3-tiny")
-    initial = init_model(config, photos, None)
-    assert (initial.init, initial.model.frozen) == ("yolov3-tiny", NUM_FROZEN_LAYERS)
-    first, second = unpack_layers(read_darknet_weights(path).values, LAYERS[:2])
-    # For equal red, green and blue, a grey kernel must be the sum of the colour kernel over its inputs.
-    torch.testing.assert_close(initial.model.encode[0][0].weight, torch.tensor(first["kernel"].sum(1, keepdims=True)))
-    torch.testing.assert_close(initial.model.encode[1][0].weight, torch.tensor(second["kernel"]))
-    torch.testing.assert_close(initial.model.encode[1][1].running_var, torch.tensor(second["variance"]))
-    torch.testing.assert_close(initial.model.encode[1][1].bias.data, torch.tensor(second["bias"]))

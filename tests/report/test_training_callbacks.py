@@ -54,7 +54,7 @@ def test_chroma_bins_are_read_once(tmp_path: Path) -> None:
     photo = np.random.default_rng(1).integers(0, 256, (128, 150, 3), dtype=np.uint8)
     draw = photo_sample_callback(tmp_path, PhotoDataset([], [photo]))
     write_json(tmp_path / "bins.json", bins.as_json())  # Training writes the file after the callback is created.
-    model = build_model("photo", num_colours=9, widths=(8, 8, 8), blocks=(1, 1, 1)).eval()
+    model = build_model("photo", num_colours=9, widths=(8, 8, 8, 8), blocks=(1, 1, 1, 1)).eval()
     draw({"epoch": 1}, model)
     (tmp_path / "bins.json").unlink()
     draw({"epoch": 2}, model)

@@ -51,6 +51,8 @@ class TrainingArgs:
 class NetworkArgs:
     size: Annotated[int | None, option("N", "32; photo: 192")] = None
     """Side length in pixels of training images from a folder, a multiple of 8 (photo: a multiple of 32)."""
+    max_size: Annotated[int | None, option("N", "--size")] = None
+    """Largest side length of training images for photo. The side of each batch is then random."""
     kernel: Annotated[int | None, option("N", "3")] = None
     """Kernel size of the convolutions (not available for photo)."""
     num_filters: Annotated[int | None, option("N", "32")] = None
@@ -58,8 +60,8 @@ class NetworkArgs:
     dilation: Annotated[int | None, option("N", "1")] = None
     """Dilation of the convolutions (not available for pool-upsample and photo)."""
     init: Annotated[str, option("NAME|PATH")] = "auto"
-    """Initial weights of the photo model: shipped (the bundled model), a checkpoint, yolov3-tiny (initialises only the
-    encoder), none, or auto (yolov3-tiny if it can be downloaded, otherwise none)."""
+    """Initial weights of the photo model: shipped (the bundled model), a checkpoint, efficientnet-lite0 (initialises
+    only the encoder), none, or auto (efficientnet-lite0 if its weights are installed, otherwise none)."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class TrainArgs:
     """course: exact settings of the assignment (not available for photo); default: most accurate recipe (25
     epochs); quick: fastest recipe."""
     data: DataName = "cifar10:horse"
-    """cifar10:CLASS (join several classes with +), cifar10:all, or a folder of images (required for photo)."""
+    """cifar10:CLASS (join several classes with +), cifar10:all, or a folder of images (required for photo). For
+    photo, also a folder of tar shards."""
     palette: PaletteName = "auto"
     """A palette file, horse24, cifar24, course, fitted:K (K colours fitted to the data), or auto. Photo models do not
     have a palette. For cifar10:horse, auto is the assignment's palette if CHROMABOX_MIRROR provides it, otherwise
@@ -185,6 +188,8 @@ def _new_config(args: TrainArgs) -> "TrainConfig":
         raise UsageError("--patience: early stopping needs a validation set; use --val-fraction 0.1")
     if args.network.init != NetworkArgs.init:
         raise UsageError("--init: only supported for photo")
+    if args.network.max_size is not None:
+        raise UsageError("--max-size: only supported for photo")
     assert args.model is not None
     assert args.model != "photo"
     model_args = {name: getattr(args.network, name) for name in ("kernel", "num_filters", "dilation")}
@@ -210,10 +215,14 @@ def _new_photo_config(args: TrainArgs) -> "PhotoConfig":
             raise UsageError(f"--{name.replace('_', '-')}: not supported for photo")
     if args.recipe == "course":
         raise UsageError("--recipe course: not supported for photo; expected default or quick")
-    finetune = args.network.init not in ("auto", "none", "yolov3-tiny")
+    finetune = args.network.init not in ("auto", "none", "efficientnet-lite0")
     recipe = make_photo_recipe(args.recipe, **args.recipe_overrides(), finetune=finetune)
     size = 192 if args.network.size is None else args.network.size
-    return PhotoConfig(recipe=recipe, init=absolute_path(args.network.init), size=size, **_shared_settings(args))
+    max_size = args.network.max_size or size
+    if max_size < size or max_size % 32:
+        raise UsageError(f"--max-size is {max_size}: expected a multiple of 32, at least {size} (--size)")
+    init = absolute_path(args.network.init)
+    return PhotoConfig(recipe=recipe, init=init, size=size, max_size=max_size, **_shared_settings(args))
 
 
 def _shared_settings(args: TrainArgs) -> dict[str, Any]:

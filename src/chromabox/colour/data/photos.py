@@ -14,15 +14,16 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.nn import functional as F
 
 from chromabox.colour.chroma.lab import luminance_root, rgb_to_lab
 from chromabox.colour.data.datasets import center_crop, hold_out, num_batches
@@ -32,6 +33,7 @@ from chromabox.engine.distributed import DistInfo
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import IMAGE_SUFFIXES, find_images, read_image, to_uint8
+from chromabox.runtime.parallel import map_ordered
 
 log = logging.getLogger(__name__)
 
@@ -188,34 +190,30 @@ def _resize(pixels: Photo) -> Photo:
 
 def make_photo_batch(crops: Sequence[Photo], size: int) -> PhotoBatch:
     """Return lightness [batch, 1, size, size] in [0, 1] and chroma [batch, 2, size/4, size/4] of square crops."""
-    squares = np.stack([_resize_square(crop, size) for crop in crops])
-    return _to_batch(_lightness(squares), squares)
+    squares = [_resize_square(crop, size) for crop in crops]
+    return _to_batch([_lightness(square) for square in squares], squares)
 
 
 def _resize_square(crop: Photo, size: int) -> Photo:
     return np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def _lightness(pixels: UInt8[np.ndarray, "*shape 3"]) -> Float[np.ndarray, "*shape"]:
+def _lightness(pixels: Photo) -> Float[np.ndarray, "_ _"]:
     """Return L*/100."""
     return np.float32(1.16) * luminance_root(pixels) - np.float32(0.16)
 
 
-def _to_batch(
-    lightness: Float[np.ndarray, "batch size size"], squares: UInt8[np.ndarray, "batch size size 3"]
-) -> PhotoBatch:
-    """Return the tensors of a batch, given the lightness and the RGB values at the input size."""
-    batch, size, stride = len(squares), squares.shape[1], PhotoNet.stride
+def _to_batch(inputs: Sequence[Float[np.ndarray, "size size"]], squares: Sequence[Photo]) -> PhotoBatch:
+    """Return the tensors of a batch, given the lightness of the inputs and the RGB values at the input size."""
     # Averaging two by two RGB values first makes the conversion to CIELAB four times faster.
-    halves = squares.reshape(batch, size // 2, 2, size // 2, 2, 3).mean((2, 4), dtype=np.float32)
-    chroma = rgb_to_lab(np.rint(halves).astype(np.uint8))[..., 1:]
-    cells = chroma.reshape(batch, size // stride, stride // 2, size // stride, stride // 2, 2).mean((2, 4))
-    return torch.from_numpy(lightness)[:, None], torch.from_numpy(np.ascontiguousarray(np.moveaxis(cells, -1, 1)))
+    halves = np.stack([np.asarray(Image.fromarray(square).reduce(2)) for square in squares])
+    chroma = torch.from_numpy(rgb_to_lab(halves)[..., 1:]).movedim(-1, 1)
+    return torch.from_numpy(np.stack(inputs))[:, None], F.avg_pool2d(chroma, PhotoNet.stride // 2)
 
 
 @dataclass(frozen=True)
-class PhotoBatches(Dataset[PhotoBatch]):
-    """The training batches of one epoch. Batch ``step`` depends only on ``seed``, ``epoch`` and ``step``."""
+class PhotoBatches:
+    """The training batches of one epoch. A batch depends only on ``seed``, ``epoch`` and its index."""
 
     photos: Photos
     batch_size: int
@@ -228,14 +226,18 @@ class PhotoBatches(Dataset[PhotoBatch]):
     degraded_fraction: float = 0.0
     """Fraction of the inputs that are degraded."""
 
+    @cached_property
+    def order(self) -> Int64[np.ndarray, " images"]:
+        """Indices of all images in random order."""
+        return np.random.default_rng((self.seed, self.epoch)).permutation(len(self.photos))
+
     def __getitem__(self, step: int) -> PhotoBatch:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(len(self.photos))
+        """Return the batch with this index."""
         global_batch_size = self.batch_size * self.dist_info.world_size
-        indices = order[step * global_batch_size : (step + 1) * global_batch_size]
+        indices = self.order[step * global_batch_size : (step + 1) * global_batch_size]
         low, high = (side // PhotoNet.size_divisor for side in self.sizes)
-        size = PhotoNet.size_divisor * int(
-            np.random.default_rng((self.seed, self.epoch, step)).integers(low, high, endpoint=True)
-        )
+        rng = np.random.default_rng((self.seed, self.epoch, step))
+        size = PhotoNet.size_divisor * int(rng.integers(low, high, endpoint=True))
         squares, inputs = [], []
         for index in indices[self.dist_info.rank :: self.dist_info.world_size].tolist():
             rng = np.random.default_rng((self.seed, self.epoch, step, index))
@@ -243,7 +245,7 @@ class PhotoBatches(Dataset[PhotoBatch]):
             lightness = _lightness(square)
             squares.append(square)
             inputs.append(degrade(lightness, rng) if rng.random() < self.degraded_fraction else lightness)
-        return _to_batch(np.stack(inputs), np.stack(squares))
+        return _to_batch(inputs, squares)
 
 
 def _random_crop(photo: Photo, rng: np.random.Generator) -> Photo:
@@ -270,24 +272,15 @@ def make_photo_batches(
 ) -> Callable[[int, int], Iterator[PhotoBatch]]:
     """Return a function that yields the batches of an epoch, given the epoch and the number of batches to skip.
 
-    See :class:`PhotoBatches` for the arguments. The images left over after the last full batch are omitted. For a GPU,
-    worker processes prepare the batches.
+    See :class:`PhotoBatches` for the arguments. The images left over after the last full batch are omitted. Batches are
+    prepared in background threads: one for training on the CPU, which needs the cores itself, or one per core.
     """
     steps = num_batches(len(photos), batch_size, dist_info=dist_info)
 
     def epoch_batches(epoch: int, first_batch: int) -> Iterator[PhotoBatch]:
         batches = PhotoBatches(photos, batch_size, sizes, seed, epoch, dist_info, degraded_fraction)
-        on_cpu = device == "cpu"
-        loader = DataLoader(
-            batches,
-            batch_size=None,
-            sampler=range(first_batch, steps),
-            num_workers=0 if on_cpu else min(16, os.cpu_count() or 1),
-            pin_memory=not on_cpu,
-            # With its own generator, the loader does not change the state of the global generator.
-            generator=torch.Generator(),
-        )
-        for lightness, chroma in loader:
+        workers = 1 if device == "cpu" else None
+        for lightness, chroma in map_ordered(range(first_batch, steps), batches.__getitem__, workers=workers):
             yield lightness.to(device, non_blocking=True), chroma.to(device, non_blocking=True)
 
     return epoch_batches

@@ -57,7 +57,7 @@ def test_report_scores_prints_and_writes_everything(
 
     text = (tmp_path / "new" / "scores" / "scores.json").read_text(encoding="utf-8")
     written = json.loads(text, parse_constant=forbid)
-    assert written.keys() == {"mean", "files", "failed"}
+    assert written.keys() == {"mean", "summary", "files", "failed"}
     pale, same = written["files"]
     assert pale["psnr"] == expected.psnr
     assert pale["original"] == pale["coloured"] == "pale.png"

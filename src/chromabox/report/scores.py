@@ -26,6 +26,14 @@ SCORE_COLUMNS = (
     ("original colourfulness", "original_colourfulness", 1),
 )
 
+#: Text of each printed score of all images together.
+SUMMARY_LINES = {
+    "psnr_gain": "mean gain over greyscale: {:+.2f} dB",
+    "delta_e_reduction": "mean ΔE2000 below greyscale: {:.2f} %",
+    "colourfulness_percent": "mean colourfulness: {:.2f} % of the originals",
+    "worse_than_grey": "images more than 0.5 dB worse than greyscale: {:.2f} %",
+}
+
 
 def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -> ScoreReport:
     """Score colourised images and print a table. If ``folder`` is not None, write ``scores.csv`` and ``scores.json``.
@@ -48,11 +56,11 @@ def write_scores(report: ScoreReport, folder: Path) -> tuple[Path, Path]:
     """Write ``scores.csv``, with a row for each scored file, and ``scores.json``; create the folder if necessary.
 
     The JSON file has the keys ``mean`` (the mean of each score over the files in which this score is not null),
-    ``files`` and ``failed`` (objects with ``file`` and ``error``). Each file has ``original`` and ``coloured`` (paths
-    relative to their folders), ``width`` and ``height`` in pixels, and the fields of ``ImageScores``: ``psnr`` and
-    ``psnr_gain`` are in dB, ``delta_e_reduction`` is in percent, and the other scores are dimensionless. Numbers are
-    not rounded. Undefined values and the infinite PSNR of identical images are null in the JSON file and empty in the
-    CSV file. Raise ChromaboxError if the files cannot be written.
+    ``summary`` (see :meth:`ScoreReport.summarise`), ``files`` and ``failed`` (objects with ``file`` and ``error``).
+    Each file has ``original`` and ``coloured`` (paths relative to their folders), ``width`` and ``height`` in pixels,
+    and the fields of ``ImageScores``: ``psnr`` and ``psnr_gain`` are in dB, ``delta_e_reduction`` is in percent, and
+    the other scores are dimensionless. Numbers are not rounded. Undefined values and the infinite PSNR of identical
+    images are null in the JSON file and empty in the CSV file. Raise ChromaboxError if the files cannot be written.
     """
     csv_text = io.StringIO(newline="")
     writer = csv.DictWriter(csv_text, ["original", "coloured", "width", "height", *ImageScores.__dataclass_fields__])
@@ -86,3 +94,8 @@ def print_scores(report: ScoreReport, title: str) -> None:
         rows += [[], make_row(f"mean over files ({len(report.files)})", mean)]
         rows.append(make_row("greyscale baseline", {**dict.fromkeys(mean), **grey, "colourfulness": 0.0}))
     print_grid(title, ["", *(heading for heading, _, _ in SCORE_COLUMNS)], rows)
+    if len(report.files) > 1 and (summary := report.summarise()):
+        print("All images together, with 95 % intervals over images:")
+        for name, text in SUMMARY_LINES.items():
+            low, high = summary[f"{name}_interval"]  # type: ignore[misc]
+            print(f"  {text.format(summary[name])} ({low:.2f} to {high:.2f})")

@@ -2,16 +2,25 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.stats import bootstrap
 from skimage import data
 from skimage.color import deltaE_ciede2000, lab2rgb, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from chromabox.colour.evaluation.image_scores import ImageScores, pair_files, score_folders, score_image
+from chromabox.colour.evaluation.image_scores import (
+    FileScores,
+    ImageScores,
+    ScoreReport,
+    pair_files,
+    score_folders,
+    score_image,
+)
 from chromabox.errors import ChromaboxError, UsageError
 
 CAT = np.ascontiguousarray(data.chelsea()[40:140, 60:190])
@@ -48,6 +57,36 @@ def test_scores_equal_scikit_image() -> None:
     assert scores.delta_e_reduction == pytest.approx(100 * (1 - scores.delta_e / scores.grey_delta_e))
     assert scores.colourfulness_difference == pytest.approx(scores.colourfulness - scores.original_colourfulness)
     assert scores.colourfulness_ratio == pytest.approx(scores.colourfulness / scores.original_colourfulness)
+
+
+def report_of(gains: list[float], delta_es: list[float]) -> ScoreReport:
+    """Return a report of images whose greyscale versions have a ΔE2000 of 10."""
+    base = score_image(CAT, halve_chroma(CAT))
+    files = [
+        FileScores(Path(), Path(), 1, 1, replace(base, psnr_gain=gain, delta_e=value, grey_delta_e=10.0))
+        for gain, value in zip(gains, delta_es, strict=True)
+    ]
+    return ScoreReport(files, {})
+
+
+def test_summary_of_all_images_has_bootstrap_intervals() -> None:
+    rng = np.random.default_rng(1)
+    gains, delta_es = rng.normal(1, 2, 200), rng.uniform(4, 12, 200)
+    summary = report_of(gains.tolist(), delta_es.tolist()).summarise()
+    assert summary["psnr_gain"] == pytest.approx(gains.mean())
+    assert summary["delta_e_reduction"] == pytest.approx(100 - 10 * delta_es.mean())
+    assert summary["worse_than_grey"] == pytest.approx(100 * (gains < -0.5).mean())
+    for name, values in (("psnr_gain", gains), ("delta_e_reduction", 100 - 10 * delta_es)):
+        expected = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(2)).confidence_interval
+        width = expected.high - expected.low
+        assert summary[f"{name}_interval"] == pytest.approx(tuple(expected), abs=0.15 * width)
+
+
+def test_summary_leaves_out_undefined_scores() -> None:
+    report = report_of([1.0, 2.0, 3.0], [5.0, 5.0, 5.0])
+    report.files[2] = replace(report.files[2], scores=replace(report.files[2].scores, psnr_gain=None))
+    assert report.summarise()["psnr_gain"] == 1.5
+    assert ScoreReport([], {}).summarise() == {}
 
 
 def test_half_chroma_scores_between_greyscale_and_the_original() -> None:

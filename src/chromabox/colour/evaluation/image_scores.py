@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 
 from chromabox.colour.evaluation import metrics
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import find_images, read_image, to_uint8
+
+#: A colourised image counts as worse than greyscale if its PSNR is lower by more than this value in dB.
+WORSE_THAN_GREY_DB = 0.5
+
+#: Names of the scores of all images together.
+SUMMARY = ("psnr_gain", "delta_e_reduction", "colourfulness_percent", "worse_than_grey")
 
 #: Path of an image, and its path relative to the input folder.
 FoundImage = tuple[Path, Path]
@@ -88,10 +94,42 @@ class ScoreReport:
             result[field.name] = math.fsum(finite) / len(finite) if finite else None
         return result
 
+    def summarise(self) -> dict[str, float | tuple[float, float]]:
+        """Return scores of all files together. A file with an undefined or infinite score is left out of that score.
+
+        * ``psnr_gain``: mean gain over greyscale in dB.
+        * ``delta_e_reduction``: reduction of the mean CIEDE2000 over all files relative to greyscale, in per cent.
+        * ``colourfulness_percent``: mean colourfulness as a percentage of the originals' mean colourfulness.
+        * ``worse_than_grey``: percentage of the files whose PSNR is lower than greyscale's by more than 0.5 dB.
+        * The same names with the suffix ``_interval``: lower and upper limit of the 95 % percentile interval of 1000
+          bootstrap samples of files.
+        """
+        names = "psnr_gain", "delta_e", "grey_delta_e", "colourfulness", "original_colourfulness"
+        rows = [[getattr(file.scores, name) for name in names] for file in self.files]
+        values = np.array([row for row in rows if None not in row], np.float64).reshape(-1, len(names))
+        if not len(values):
+            return {}
+        columns = np.column_stack([values, values[:, 0] < -WORSE_THAN_GREY_DB])
+
+        rng = np.random.default_rng(0)
+        samples = np.stack([columns[rng.integers(len(columns), size=len(columns))].mean(0) for _ in range(1000)])
+        result: dict[str, float | tuple[float, float]] = {}
+        for name, value, sampled in zip(SUMMARY, _combine(columns.mean(0)), _combine(samples).T, strict=True):
+            low, high = np.percentile(sampled, (2.5, 97.5))
+            result |= {name: float(value), f"{name}_interval": (float(low), float(high))}
+        return result
+
     def as_json(self) -> dict[str, Any]:
-        """Return ``mean``, ``files`` and ``failed`` as JSON values in full precision. An infinite PSNR becomes None."""
+        """Return the results as JSON values in full precision. An infinite PSNR becomes None."""
         failed = [{"file": file.as_posix(), "error": error} for file, error in self.failed.items()]
-        return {"mean": self.mean, "files": [to_row(file) for file in self.files], "failed": failed}
+        files = [to_row(file) for file in self.files]
+        return {"mean": self.mean, "summary": self.summarise(), "files": files, "failed": failed}
+
+
+def _combine(means: Float64[np.ndarray, "*samples 6"]) -> Float64[np.ndarray, "*samples 4"]:
+    """Return the values of ``SUMMARY`` for mean scores."""
+    gain, delta_e, grey_delta_e, colourfulness, original, worse = np.moveaxis(means, -1, 0)
+    return np.stack([gain, 100 * (1 - delta_e / grey_delta_e), 100 * colourfulness / original, 100 * worse], -1)
 
 
 def to_row(file: FileScores) -> dict[str, str | int | float | None]:

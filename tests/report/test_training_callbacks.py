@@ -52,7 +52,7 @@ def test_chroma_bins_are_read_once(tmp_path: Path) -> None:
     centres = np.array([[a, b] for a in (-20, 0, 20) for b in (-20, 0, 20)], np.float32)
     bins = ChromaBins(centres, np.full(9, 1 / 9, np.float32), 20.0)
     photo = np.random.default_rng(1).integers(0, 256, (128, 150, 3), dtype=np.uint8)
-    draw = photo_sample_callback(tmp_path, PhotoDataset([], [photo]))
+    draw = photo_sample_callback(tmp_path, PhotoDataset([], [photo, photo[:100]]))
     write_json(tmp_path / "bins.json", bins.as_json())  # Training writes the file after the callback is created.
     model = build_model("photo", num_colours=9, widths=(8, 8, 8, 8), blocks=(1, 1, 1, 1)).eval()
     draw({"epoch": 1}, model)

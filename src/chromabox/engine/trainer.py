@@ -278,11 +278,12 @@ class _Trainer(Generic[BatchT]):
             state.best = math.inf if monitor is None else record[monitor]
         if logger is not None:
             logger.log(record)
-            self.on_epoch_end(record, model)
             metadata = {**self.task.checkpoint_metadata(), **record}
             if improved:
                 save_checkpoint(self.folder / "best.safetensors", {"net": model.state_dict()}, metadata)
             self.save_state(metadata)
+            # An error in a callback must not lose the epoch.
+            self.on_epoch_end(record, model)
         barrier(self.dist_info)
 
     def check_finite(self, record: EpochRecord) -> None:

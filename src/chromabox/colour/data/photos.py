@@ -190,11 +190,12 @@ def _resize(pixels: Photo) -> Photo:
 
 def make_photo_batch(crops: Sequence[Photo], size: int) -> PhotoBatch:
     """Return lightness [batch, 1, size, size] in [0, 1] and chroma [batch, 2, size/4, size/4] of square crops."""
-    squares = [_resize_square(crop, size) for crop in crops]
+    squares = [resize_square(crop, size) for crop in crops]
     return _to_batch([_lightness(square) for square in squares], squares)
 
 
-def _resize_square(crop: Photo, size: int) -> Photo:
+def resize_square(crop: Photo, size: int) -> Photo:
+    """Resize a square crop to ``size`` × ``size`` pixels."""
     return np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
 
 
@@ -241,7 +242,7 @@ class PhotoBatches:
         squares, inputs = [], []
         for index in indices[self.dist_info.rank :: self.dist_info.world_size].tolist():
             rng = np.random.default_rng((self.seed, self.epoch, step, index))
-            square = _resize_square(_random_crop(self.photos[index], rng), size)
+            square = resize_square(_random_crop(self.photos[index], rng), size)
             lightness = _lightness(square)
             squares.append(square)
             inputs.append(degrade(lightness, rng) if rng.random() < self.degraded_fraction else lightness)

@@ -26,6 +26,7 @@ from chromabox.colour.data.photos import (
     load_photos,
     make_photo_batch,
     make_photo_batches,
+    resize_square,
 )
 from chromabox.colour.evaluation.metrics import colourfulness, delta_e, psnr
 from chromabox.colour.models import num_trainable_parameters
@@ -339,8 +340,11 @@ def validate_photo(
 def photo_sample_grid(
     model: nn.Module, bins: ChromaBins, photos: Photos, *, size: int = 192, num_images: int = 8
 ) -> list[list[Photo]]:
-    """Return rows (grey, original, prediction) for the centre crops of the first ``num_images`` photographs."""
-    originals = [center_crop(photo) for photo in photos[:num_images]]
+    """Return rows (grey, original, prediction) of the centre crops of the first ``num_images`` photographs.
+
+    The crops are resized to ``size``.
+    """
+    originals = [resize_square(center_crop(photo), size) for photo in photos[:num_images]]
     lightness, _ = make_photo_batch(originals, size)
     scores = model(lightness.to(next(model.parameters()).device)).float().cpu()
     columns = _to_grey(originals), originals, decode_predictions(scores, bins, originals)

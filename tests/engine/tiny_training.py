@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.distributed import DistInfo, convert_sync_batchnorm
+from chromabox.engine.logger import read_metrics
 from chromabox.engine.optim import Muon
 from chromabox.engine.trainer import TrainSchedule, TrainTask, fit
 
@@ -112,12 +114,14 @@ def main() -> None:
         if (epoch + 1, batch) == (options.wait_in_epoch, 3):
             signal.pause()
 
-    def kill_process(record: dict[str, float], model: nn.Module) -> None:
-        if record["epoch"] == options.die_after_metrics_of:
+    def metadata() -> dict[str, str]:
+        # The metadata of an epoch's checkpoint is requested after the metrics have been written.
+        if len(read_metrics(options.folder)) == options.die_after_metrics_of:
             os.kill(os.getpid(), signal.SIGKILL)
+        return {"job": "tiny"}
 
-    schedule = make_schedule(ema_decay=0.9, accumulate=2)
-    fit(make_task(before_batch=wait), schedule, folder=options.folder, runtime=ONE_THREAD, on_epoch_end=kill_process)
+    task = replace(make_task(before_batch=wait), checkpoint_metadata=metadata)
+    fit(task, make_schedule(ema_decay=0.9, accumulate=2), folder=options.folder, runtime=ONE_THREAD)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """Cross-entropy losses and accuracy for the classification of pixels into palette colours or chroma bins."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
@@ -44,6 +46,17 @@ BinScores = Float[Tensor, "batch bins height width"]
 ChromaTensor = Float[Tensor, "batch 2 height width"]
 
 
+@lru_cache(maxsize=8)
+def _bin_tensors(bins: ChromaBins, device: torch.device) -> tuple[Tensor, ...]:
+    """Return the grid of the nearest bins, its start, its size and the centres of the bins.
+
+    The result is cached, because copying from the CPU to a GPU in every step would wait for the previous steps.
+    """
+    nearest_bin, first = bins.nearest_bin_grid
+    arrays = nearest_bin, first, np.array(nearest_bin.shape), bins.centres
+    return tuple(torch.from_numpy(array).to(device) for array in arrays)
+
+
 def soft_encode(
     chroma: ChromaTensor, bins: ChromaBins
 ) -> tuple[Int64[Tensor, "batch 4 height width"], Float[Tensor, "batch 4 height width"]]:
@@ -52,8 +65,7 @@ def soft_encode(
     Grid points that are not bins are replaced by their nearest bins. Chroma outside the bounding box of the bins is
     moved to the edge of the box.
     """
-    nearest_bin, first = (torch.from_numpy(part).to(chroma.device) for part in bins.nearest_bin_grid)
-    size = torch.tensor(nearest_bin.shape, device=chroma.device)
+    nearest_bin, first, size, _ = _bin_tensors(bins, chroma.device)
     position = chroma / bins.spacing - first[:, None, None]
     position = torch.minimum(position.clamp(min=0), (size - 1)[:, None, None] - 1e-4)
     corner = position.floor()
@@ -66,7 +78,8 @@ def soft_encode(
 
 def decode_mean(probabilities: BinScores, bins: ChromaBins) -> ChromaTensor:
     """Return the mean chroma (a*, b*) of the bins at every position, weighted by their probabilities."""
-    return torch.einsum("bkhw,kc->bchw", probabilities, torch.from_numpy(bins.centres).to(probabilities))
+    centres = _bin_tensors(bins, probabilities.device)[-1]
+    return torch.einsum("bkhw,kc->bchw", probabilities, centres.to(probabilities.dtype))
 
 
 def soft_cross_entropy(scores: BinScores, chroma: ChromaTensor, bins: ChromaBins) -> Float[Tensor, ""]:
@@ -77,3 +90,18 @@ def soft_cross_entropy(scores: BinScores, chroma: ChromaTensor, bins: ChromaBins
     indices, weights = soft_encode(chroma, bins)
     log_probabilities = scores.float().log_softmax(1).gather(1, indices)
     return -(log_probabilities * weights).sum(1).mean()
+
+
+def photo_loss(scores: BinScores, chroma: ChromaTensor, bins: ChromaBins, mean_weight: float) -> dict[str, Tensor]:
+    """Return the training losses of one batch by name. Training minimises ``loss``.
+
+    ``loss`` is ``cross_entropy``, the soft cross-entropy, plus ``mean_weight`` times the mean squared distance between
+    the predicted mean chroma and the true chroma, in units of 10 in a* and b*. The expectations of both terms are
+    minimal for the true distribution. The second term weights errors like PSNR does: by their squared distance.
+    """
+    cross_entropy = soft_cross_entropy(scores, chroma, bins)
+    error = (decode_mean(scores.float().softmax(1), bins) - chroma) / 10
+    return {
+        "loss": cross_entropy + mean_weight * error.square().sum(1).mean(),
+        "cross_entropy": cross_entropy.detach(),
+    }

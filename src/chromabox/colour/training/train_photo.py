@@ -31,7 +31,7 @@ from chromabox.colour.data.photos import (
 from chromabox.colour.evaluation.metrics import colourfulness, delta_e, psnr
 from chromabox.colour.models import num_trainable_parameters
 from chromabox.colour.models.photonet import PhotoNet
-from chromabox.colour.training.loss import BinScores, decode_mean, soft_cross_entropy
+from chromabox.colour.training.loss import BinScores, decode_mean, photo_loss, soft_cross_entropy
 from chromabox.colour.training.recipes import InitName, TrainRecipe
 from chromabox.colour.weights.checkpoint import PhotoModel, load_model, model_metadata
 from chromabox.engine.autotune import RuntimeConfig
@@ -80,6 +80,9 @@ class PhotoConfig(RunConfig):
     for ``size``."""
     degraded_fraction: float = 0.25
     """Fraction of the training inputs that are degraded like old photographs."""
+    mean_weight: float = 0.3
+    """Weight of the squared error of the mean chroma in the loss, see
+    :func:`~chromabox.colour.training.loss.photo_loss`."""
     bin_spacing: float = 10.0
     """Distance between chroma bins, in units of a* and b*."""
     accumulate: int = 1
@@ -128,7 +131,7 @@ class PhotoJob:
 
     def _compute_losses(self, forward: Forward, batch: PhotoBatch) -> dict[str, Tensor]:
         lightness, chroma = batch
-        return {"loss": soft_cross_entropy(forward(lightness), chroma, self.bins)}
+        return photo_loss(forward(lightness), chroma, self.bins, self.config.mean_weight)
 
     def save_inputs(self, run: RunDir) -> None:
         """Write the chroma bins to the run folder."""
@@ -139,7 +142,7 @@ class PhotoJob:
         """Yield the task and its schedule. The validation loss determines the best epoch."""
         config, recipe = self.config, self.config.recipe
         schedule = make_schedule(config, self.batches_per_epoch, accumulate=config.accumulate, monitor="val_loss")
-        optimizers = _build_optimizers(recipe, self.initial)
+        optimizers = build_optimizers(recipe, self.initial)
         metadata = model_metadata("photo", self.initial.model_args, self.bins)
         metadata |= {"recipe": config.recipe_name, "data": Path(config.data).name, "size": config.size}
         metadata |= {"seed": config.seed, "start": self.initial.init}
@@ -278,7 +281,7 @@ def _init_bias_from_frequencies(model: PhotoNet, bins: ChromaBins) -> None:
     last.weight.mul_(0.1)
 
 
-def _build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.optim.Optimizer]:
+def build_optimizers(recipe: TrainRecipe, initial: InitialModel) -> list[torch.optim.Optimizer]:
     """Return Muon for the convolution kernels and AdamW for the other parameters.
 
     If the encoder is pretrained and ``backbone_lr`` is not 0, AdamW updates the encoder, except for frozen layers, with

@@ -1,5 +1,6 @@
 """The commands ``colour`` and ``score``."""
 
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ def colour(
 ) -> int:
     """Colourise images, folders of images and videos.
 
-    The size, bit depth, metadata and luminance of the input are preserved.
+    The size, bit depth, metadata and luminance of the input are preserved. The output is sRGB. Values with another
+    colour profile (greyscale, CMYK or RGB) are converted.
 
     Examples:
       chromabox colour portrait.jpg -o portrait-colour.jpg
@@ -117,6 +119,9 @@ def colour(
             if result.error is None:
                 notes = (f"\n  {note}" for note in result.metadata.get("notes", ()))
                 log.info(f"{result.target}{' (up to date)' if result.skipped else ''}{''.join(notes)}")
+    changes = Counter(change for result in results for change in result.metadata.get("changes", ()))
+    for change, count in changes.items():
+        log.info(f"{change} (images: {count})")
     done = sorted((result.source, result.target) for result in results if result.error is None)
     if folder.contact_sheet is not None and done:
         for path in draw_contact_sheets(done, folder.contact_sheet):

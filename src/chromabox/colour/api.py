@@ -18,7 +18,6 @@ from chromabox.colour.palette.palette import Palette
 from chromabox.colour.weights.onnx_model import ColourModel, resolve_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.arrays import to_pixels
-from chromabox.io.exif import save_options
 from chromabox.io.images import ImageData, check_file, to_uint8
 from chromabox.runtime.session import cache_models
 
@@ -53,8 +52,9 @@ def colourise(
     Args:
         image: a Pillow image of any mode (values from 0 to 65535 in mode I, from 0 to 1 in mode F), or a NumPy array
             [height, width], [height, width, 1], [height, width, 3] or [height, width, 4] (the last channel is alpha) of
-            uint8, uint16, or float in [0, 1]. The values are sRGB. Only the lightness of a colour image is used. The
-            EXIF orientation is not applied. Use ``PIL.ImageOps.exif_transpose`` to apply it first.
+            uint8, uint16, or float in [0, 1]. The values of an array are sRGB. Those of a Pillow image with a colour
+            profile are converted to sRGB. Only the lightness of a colour image is used. The EXIF orientation is not
+            applied. Use ``PIL.ImageOps.exif_transpose`` to apply it first.
         style: ``"natural"`` for conservative colours, or ``"vivid"``, which up-weights rare colours.
         temperature: temperature (0 to 1) that overrides the temperature of the style. 0 selects the most likely colour;
             1 selects the mean.
@@ -74,16 +74,17 @@ def colourise(
 
     Returns:
         For a Pillow image, an image of mode RGB, or RGBA if the input has transparency. The ``info`` of the input
-        (resolution, EXIF, RGB colour profile) is kept. For an array, an array [height, width, 3], or
-        [height, width, 4] with unchanged alpha. The result for an integer array has the dtype of the input, in native
-        byte order. The result for an array of any float dtype is float32 in [0, 1], computed with 16-bit precision.
+        (resolution, EXIF) is kept. The pixels are sRGB, with an sRGB profile if the input has a colour profile. For an
+        array, an array [height, width, 3], or [height, width, 4] with unchanged alpha. The result for an integer array
+        has the dtype of the input, in native byte order. The result for an array of any float dtype is float32 in
+        [0, 1], computed with 16-bit precision.
 
     Calls from several threads are safe. Raise UsageError for an unsupported image, an invalid option or constraints
     that contradict each other, and a missing hints file. Raise ChromaboxError, the base class of UsageError, for
     image data that cannot be decoded, and for a palette, hints or model file that cannot be read.
     """
     options = parse_options(style, temperature, palette, allow, ban, replace, hints, min_confidence)
-    pixels, alpha = to_pixels(image)
+    pixels, alpha, icc = to_pixels(image)
     painted = options.constraints.hints
     if painted is not None and painted.labels.shape != pixels.shape[:2]:
         (height, width), expected = painted.labels.shape, f"{pixels.shape[1]} × {pixels.shape[0]}"
@@ -99,9 +100,11 @@ def colourise(
     if not is_pillow:
         return coloured
     result = Image.fromarray(coloured)
-    # As in Pillow's ``convert()``, ``info`` is kept. A grey or CMYK colour profile would be wrong for RGB pixels.
-    result.info = {name: value for name, value in image.info.items() if name not in ("transparency", "icc_profile")}
-    result.info.update(save_options("PNG", None, image.info.get("icc_profile"), None))
+    # As in Pillow's ``convert()``, ``info`` is kept, except what describes the values of the input.
+    outdated = ("transparency", "icc_profile", "gamma", "chromaticity", "srgb")
+    result.info = {name: value for name, value in image.info.items() if name not in outdated}
+    if icc is not None:
+        result.info["icc_profile"] = icc
     return result
 
 

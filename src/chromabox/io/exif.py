@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, TiffImagePlugin
 
-_ORIENTATION = 0x0112
+ORIENTATION_TAG = 0x0112
 EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
 # Tags that describe the photograph: image description, make, model, software, date, artist and copyright. The other
 # tags of a TIFF describe its strips and would be invalid in another file.
@@ -21,7 +21,7 @@ def read_orientation(image: Image.Image) -> int:
     try:
         # A TIFF can contain a second orientation in XMP, which `getexif` would return. Other readers use the TIFF tag.
         tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else image.getexif()
-        value = tags.get(_ORIENTATION)
+        value = tags.get(ORIENTATION_TAG)
     except Exception:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -33,7 +33,7 @@ def read_exif(image: Image.Image) -> bytes | None:
         exif = image.getexif()
         if image.format == "TIFF":
             exif = keep_descriptive(exif)
-        exif.pop(_ORIENTATION, None)
+        exif.pop(ORIENTATION_TAG, None)
         has_content = len(exif) > 0 or bool(exif.get_ifd(EXIF_DIRECTORY)) or bool(exif.get_ifd(GPS_DIRECTORY))
         return exif.tobytes() if has_content else None
     except Exception:

@@ -5,7 +5,7 @@
   EXIF orientation is applied exactly once.
 * Writing is atomic, and the suffix determines the format. Alpha, EXIF, colour profile and resolution are kept where the
   format supports them. 16-bit values are kept in PNG and TIFF.
-* Values are the integers in the file. No colour profile is applied. The profile is returned with the pixels.
+* Pixels are sRGB. Values in another colour space are converted (colour_space.py).
 """
 
 import contextlib
@@ -29,7 +29,8 @@ from PIL import Image, ImageFont, UnidentifiedImageError
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import atomic_write
-from chromabox.io.exif import read_dpi, read_exif, read_orientation, save_options
+from chromabox.io.colour_space import convert_to_srgb, declared_profile, image_to_srgb
+from chromabox.io.exif import ORIENTATION_TAG, read_dpi, read_exif, read_orientation, save_options
 from chromabox.io.sixteen_bit import read_16bit, write_16bit_png, write_16bit_tiff
 
 # Pillow's warnings about unusual headers are not shown on the terminal. Errors are raised.
@@ -62,11 +63,12 @@ _UINT16_TO_UINT8 = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
 class ImageData:
     """An upright image, as read from a file.
 
-    `pixels` are the RGB values with the bit depth of the file. They are sRGB unless `icc` is another profile. `alpha`
-    has the same bit depth, and its maximum value means opaque. `is_grey` is true if the file contains a greyscale
-    image. `format` is Pillow's name of the file format. `exif` contains no orientation. `dpi` is the resolution in
-    pixels per inch (horizontal, vertical). `num_frames` is the number of images in the file, of which
-    this is the first.
+    `pixels` are sRGB values with the bit depth of the file. `alpha` has the same bit depth, and its maximum value means
+    opaque. `is_grey` is true if the file contains a greyscale image. `format` is Pillow's name of the file format.
+    `exif` contains no orientation. `icc` is a profile for sRGB if the file has a colour profile. `dpi` is the
+    resolution in pixels per inch (horizontal, vertical). `num_frames` is the number of images in the file, of which
+    this is the first. `changes` are lines about what was changed by reading, such as a conversion to sRGB. `notes` are
+    lines about problems of the file that were solved or ignored.
     """
 
     pixels: Pixels
@@ -77,6 +79,8 @@ class ImageData:
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
     num_frames: int = 1
+    changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.alpha is not None and self.alpha.dtype != self.pixels.dtype:
@@ -105,9 +109,10 @@ def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
     """Read the image in the file at `path` and return it upright.
 
     16-bit PNG and TIFF and floating-point greyscale in [0, 1] are read at 16 bits. 16-bit CMYK and colour PPM are read
-    at 8 bits. Invalid metadata is omitted. Raise ChromaboxError for a missing or empty file, a folder, pipe or device,
-    an unknown format, a truncated or corrupt image, an image without pixels, with more than `max_pixels` pixels or
-    with more pixels than Pillow allows (179 million), and a pixel mode without a defined range of values.
+    at 8 bits. Values in another colour space are converted to sRGB. Invalid metadata is omitted. Raise ChromaboxError
+    for a missing or empty file, a folder, pipe or device, an unknown format, a truncated or corrupt image, an image
+    without pixels, with more than `max_pixels` pixels or with more pixels than Pillow allows (179 million), an HDR
+    image, and a pixel mode without a defined range of values.
     """
     with _open_image(path) as image:
         width, height = image.size
@@ -143,7 +148,9 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         # Pillow warns about invalid metadata, which does not affect the pixels, and about large images.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=_READ_FORMATS) as image:
+            # Given a path, Pillow 11 and later map an uncompressed TIFF into memory and scramble it if its orientation
+            # exchanges rows and columns.
+            with path.open("rb") as file, Image.open(file, formats=_READ_FORMATS) as image:
                 yield image
     except ChromaboxError:
         raise
@@ -288,28 +295,32 @@ def make_grid(
 def _decode(path: Path, image: Image.Image) -> ImageData:
     """Return the pixels and metadata of the open image, after applying the orientation."""
     orientation = 1
-    values: np.ndarray | None = read_16bit(path, image)
+    values = read_16bit(path, image)
+    if image.format == "TIFF":
+        orientation = read_orientation(image)
+        # While decoding, Pillow applies this orientation, otherwise that of XMP if the tag is missing.
+        image.getexif()[ORIENTATION_TAG] = orientation
+    profile = declared_profile(image, str(path))
     if values is None or image.format == "PNG":
         image.load()  # The metadata of a PNG may follow the pixels.
-    # Pillow applies the orientation of a TIFF while decoding.
-    if values is not None or image.format != "TIFF":
-        orientation = read_orientation(image)
+        orientation = 1 if image.format == "TIFF" else read_orientation(image)
+    if values is None and image.mode in _HIGH_BIT_GREY_MODES:
+        values = np.asarray(image)
+    if values is not None and values.dtype != np.uint16:
+        max_value = 1 if values.dtype.kind == "f" else 65535
+        # The negation also rejects NaN.
+        if not (values.min() >= 0 and values.max() <= max_value):
+            raise ChromaboxError(
+                f"{path}: unsupported grey values from {values.min()} to {values.max()}; expected 0 to {max_value}"
+            )
+        values = from_float(values, 16) if values.dtype.kind == "f" else values.astype(np.uint16)
     if values is None:
-        if image.mode in _HIGH_BIT_GREY_MODES:
-            values = np.asarray(image)
-            max_value = 1 if image.mode == "F" else 65535
-            # The negation also rejects NaN.
-            if not (values.min() >= 0 and values.max() <= max_value):
-                raise ChromaboxError(
-                    f"{path}: unsupported grey values from {values.min()} to {values.max()}; expected 0 to {max_value}"
-                )
-            values = from_float(values, 16) if image.mode == "F" else values.astype(np.uint16)
-        else:
-            mode = ("L" if image.mode in _GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
-            values = np.asarray(image if image.mode == mode else image.convert(mode))
-    values = values[..., None] if values.ndim == 2 else values
+        srgb = image_to_srgb(image, profile)
+    else:
+        values = values[..., None] if values.ndim == 2 else values
+        srgb = convert_to_srgb(values, "grey" if values.shape[2] <= 2 else "rgb", profile)
     # EXIF 2.32, 4.6.4 A, tag 0x0112: positions of row 0 and column 0.
-    upright: PixelValues = values.swapaxes(0, 1) if orientation >= 5 else values
+    upright: PixelValues = srgb.values.swapaxes(0, 1) if orientation >= 5 else srgb.values
     if orientation in (3, 4, 7, 8):
         upright = upright[::-1]
     if orientation in (2, 3, 6, 7):
@@ -327,9 +338,11 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         is_grey=is_grey,
         format=image_format,
         exif=read_exif(image),
-        icc=image.info.get("icc_profile") or None,
+        icc=srgb.icc,
         dpi=read_dpi(image),
         num_frames=1 if image_format == "JPEG" else getattr(image, "n_frames", 1),
+        changes=srgb.changes,
+        notes=srgb.notes,
     )
 
 

@@ -1,4 +1,4 @@
-"""PNG and TIFF with 16 bits per channel, which Pillow reads and writes at 8 bits.
+"""PNG and TIFF with 16 bits per channel, which Pillow reads and writes at 8 bits, and TIFF with 32 or 64 bits.
 
 Pillow opens the file and reads the size and the metadata; tifffile and imagecodecs decode the pixels. These two
 packages are imported where they are used, because their import takes a third of a second and most images do not
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt16
+from jaxtyping import Shaped, UInt16
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, keep_descriptive
@@ -30,12 +30,13 @@ _EXTRA_UNSPECIFIED, _EXTRA_ASSOCIATED_ALPHA = 0, 1
 PixelValues16 = UInt16[np.ndarray, "height width channels"]
 
 
-def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | None:
-    """Return the values of a 16-bit PNG or TIFF in the stored orientation.
+def read_16bit(path: Path, image: Image.Image) -> Shaped[np.ndarray, "..."] | None:
+    """Return the values of a 16-bit PNG or TIFF, or of a greyscale TIFF with more bits, in the stored orientation.
 
-    Return None for any other format or bit depth. `image` is the open file. The shape is [height, width] or [height,
-    width, channels]. The channels are grey (1), grey and alpha (2), RGB (3) or RGBA (4). Exceptions that the
-    decoders raise for corrupt files are passed on.
+    The dtype is uint16, or that of a greyscale TIFF with floating-point, signed or 32-bit values, which Pillow reads
+    wrongly if they are compressed and big-endian. Return None for any other format or bit depth. `image` is the open
+    file. The shape is [height, width] or [height, width, channels]. The channels are grey (1), grey and alpha (2), RGB
+    (3) or RGBA (4). Exceptions that the decoders raise for corrupt files are passed on.
     """
     if isinstance(image, PngImagePlugin.PngImageFile):
         encoded = path.read_bytes()
@@ -47,12 +48,13 @@ def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | No
     return _read_tiff(path, image) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
 
 
-def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues16 | None:
-    """Return the values of a greyscale or RGB TIFF with unsigned 16-bit integers, or None for any other TIFF."""
+def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> Shaped[np.ndarray, "..."] | None:
+    """Return the values of a TIFF with unsigned 16-bit integers, or of a greyscale TIFF that Pillow reads as I or F."""
     tags = image.tag_v2
     photometric = tags.get(_PHOTOMETRIC)
     is_uint16 = set(tags.get(_BITS_PER_SAMPLE, (1,))) == {16} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
-    if not is_uint16 or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
+    is_other_grey = image.mode in ("I", "F")
+    if not (is_uint16 or is_other_grey) or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
         return None
     from tifffile import TiffFile
 
@@ -60,7 +62,7 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues1
         planes = file.pages.first.asarray(squeeze=False)  # [planes, depth, height, width, interleaved channels]
     values = planes[:, 0].transpose(1, 2, 0, 3).reshape(*planes.shape[2:4], -1)
     if photometric == _WHITE_IS_ZERO:
-        values = 65535 - values
+        values = (1 if values.dtype.kind == "f" else 65535) - values
     extra = tags.get(_EXTRA_SAMPLES, ())
     colours = 3 if photometric == _RGB else 1
     has_alpha = values.shape[2] > colours and (not extra or extra[0] != _EXTRA_UNSPECIFIED)

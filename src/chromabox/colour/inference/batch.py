@@ -130,9 +130,10 @@ def make_file_coloriser(
     *,
     on_result: Callable[[ImageData, ImageData, ColourPrediction, Path], str] | None = None,
 ) -> Callable[[Path, Path], Mapping[str, Any]]:
-    """Return a function that colourises a source file, writes the target file and returns ``{"notes": [...]}``.
+    """Return a function that colourises a source file, writes the target file and returns notes and changes.
 
-    The notes are lines of text about the image. ``on_result`` is called with the input, the colourised image, the
+    Both are lists of lines. The notes are about this image. The changes, such as a conversion of the colour space, are
+    the same for many images. ``on_result`` is called with the input, the colourised image, the
     prediction and the path of the target, and returns a line that is appended to the notes.
     """
 
@@ -141,11 +142,11 @@ def make_file_coloriser(
         prediction = predict_colours(image.pixels, model, options)
         colourised = apply_prediction(image, prediction)
         write_image(target, colourised, quality=JPEG_QUALITY)
-        notes = []
+        notes = [f"{source}: {note}" for note in image.notes]
         if image.num_frames > 1:
             notes.append(f"{source} has {image.num_frames} frames or pages; only the first was colourised")
         if on_result is not None:
             notes.append(on_result(image, colourised, prediction, target))
-        return {"notes": notes}
+        return {"notes": notes, "changes": list(image.changes)}
 
     return process_file

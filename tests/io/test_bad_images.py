@@ -284,6 +284,65 @@ def test_invalid_images_raise_a_one_line_error(tmp_path: Path, case: str) -> Non
     assert {item: item.read_bytes() for item in tmp_path.iterdir() if item.is_file()} == before
 
 
+JPEG_OPTIONS = [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 100, "subsampling": 0}]
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS, ids=str)
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_that_lacks_only_its_end_marker_is_read(tmp_path: Path, mode: str, options: dict[str, object]) -> None:
+    smooth = Image.fromarray(PIXELS).resize((90, 70), Image.Resampling.BICUBIC).convert(mode)
+    buffer = BytesIO()
+    smooth.save(buffer, "JPEG", **options)
+    content = buffer.getvalue()
+    expected = np.asarray(Image.open(buffer).convert("RGB")).astype(int)
+    path = tmp_path / "a.jpg"
+    note = ("the end marker of the JPEG file is missing, but the image is complete",)
+    ends = (content[:-2], content[:-1], content[:-2] + bytes(40))
+    for end in ends:
+        path.write_bytes(end)
+        image = read_image(path)
+        np.testing.assert_array_equal(image.pixels, expected)
+        assert image.notes == note
+    # At every other position, image data are missing: an error, except where only padding bits or zeros are missing.
+    num_read = 0
+    for length in [*range(len(content) - 20, len(content) - 2), *range(len(content) // 3, len(content) - 20, 211)]:
+        path.write_bytes(content[:length])
+        try:
+            image = read_image(path)
+        except ChromaboxError as error:
+            assert TRUNCATED in str(error)  # noqa: PT017
+        else:
+            num_read += 1
+            np.testing.assert_array_equal(image.pixels, expected)
+    assert num_read <= 3
+
+
+def test_progressive_jpeg_that_ends_after_a_scan_is_rejected(tmp_path: Path) -> None:
+    content = encode(FLAT, "JPEG", progressive=True)
+    scans = [start for start in range(len(content)) if content[start : start + 2] == b"\xff\xda"]
+    path = tmp_path / "a.jpg"
+    for start in scans[1:]:
+        path.write_bytes(content[: content.rindex(b"\xff\xc4", 0, start)])  # Before the Huffman table of the scan.
+        with pytest.raises(ChromaboxError, match=TRUNCATED):
+            read_image(path)
+
+
+@pytest.mark.parametrize("trailer", [b"trailer", bytes(500), b"\xff\xda\0\x08\xff", RNG.bytes(4000)], ids=range(4))
+def test_data_after_the_end_marker_of_a_jpeg_are_ignored(tmp_path: Path, trailer: bytes) -> None:
+    content = encode(FLAT, "JPEG", exif=exif_orientation(1))
+    (tmp_path / "a.jpg").write_bytes(content + trailer)
+    image = read_image(tmp_path / "a.jpg")
+    assert image.notes == ()
+    np.testing.assert_array_equal(image.pixels, np.asarray(Image.open(BytesIO(content))))
+
+
+def test_truncated_jpeg_that_is_padded_with_zeros_is_rejected(tmp_path: Path) -> None:
+    content = encode(PIXELS, "JPEG")
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) * 9 // 10] + bytes(5000))
+    with pytest.raises(ChromaboxError, match=TRUNCATED):
+        read_image(tmp_path / "a.jpg")
+
+
 def inside_a_file(folder: Path) -> Path:
     (folder / "file").write_bytes(b"mine")
     return folder / "file" / "a.png"

@@ -50,6 +50,7 @@ _HIGH_BIT_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 # level takes half the time of Pillow's default level, and the files are an eighth larger. TIFF is not compressed,
 # because Pillow's writer for compressed TIFF fails if there is an EXIF block.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"subsampling": 0}, "PNG": {"compress_level": 3}}
+_JPEG_END = b"\xff\xd9"
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 """RGB values, from 0 to 255 with 8 bits per channel and from 0 to 65535 with 16 bits per channel."""
@@ -112,7 +113,7 @@ def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
     at 8 bits. Values in another colour space are converted to sRGB. Invalid metadata is omitted. Raise ChromaboxError
     for a missing or empty file, a folder, pipe or device, an unknown format, a truncated or corrupt image, an image
     without pixels, with more than `max_pixels` pixels or with more pixels than Pillow allows (179 million), an HDR
-    image, and a pixel mode without a defined range of values.
+    image, and a pixel mode without a defined range of values. A JPEG that lacks only its end marker is read.
     """
     with _open_image(path) as image:
         width, height = image.size
@@ -301,8 +302,11 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         # While decoding, Pillow applies this orientation, otherwise that of XMP if the tag is missing.
         image.getexif()[ORIENTATION_TAG] = orientation
     profile = declared_profile(image, str(path))
-    if values is None or image.format == "PNG":
-        image.load()  # The metadata of a PNG may follow the pixels.
+    notes: tuple[str, ...] = ()
+    if values is None or image.format == "PNG":  # The metadata of a PNG may follow the pixels.
+        if image.format in ("JPEG", "MPO") and (completed := _complete_jpeg(path)) is not None:
+            image, notes = completed, ("the end marker of the JPEG file is missing, but the image is complete",)
+        image.load()
         orientation = 1 if image.format == "TIFF" else read_orientation(image)
     if values is None and image.mode in _HIGH_BIT_GREY_MODES:
         values = np.asarray(image)
@@ -342,8 +346,55 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         dpi=read_dpi(image),
         num_frames=1 if image_format == "JPEG" else getattr(image, "n_frames", 1),
         changes=srgb.changes,
-        notes=srgb.notes,
+        notes=notes + srgb.notes,
     )
+
+
+def _complete_jpeg(path: Path) -> Image.Image | None:
+    """Return the image of a JPEG file that lacks only its end marker, or None if the file has an end marker.
+
+    Raise OSError if image data are missing, too. The decoder ignores what follows the last block of pixels. Therefore,
+    the data are complete if the pixels do not depend on the bits that are appended, and if the scans contain all
+    coefficients.
+    """
+    with path.open("rb") as file:
+        file.seek(-2, os.SEEK_END)
+        if file.read() == _JPEG_END:
+            return None
+    content = path.read_bytes()
+    has_end, has_all_scans = _walk_jpeg(content)
+    if has_end:
+        return None
+    content = content.rstrip(b"\0\xff")
+    restarts = b"".join(bytes([0xFF, 0xD0 + number]) + b"\xaa" * 64 for number in range(8))
+    images = [
+        Image.open(BytesIO(content + bits + _JPEG_END), formats=("JPEG",)) for bits in (b"", b"\xaa" * 64, restarts)
+    ]
+    if not has_all_scans or len({image.tobytes() for image in images}) > 1:
+        raise OSError("image data are missing at the end")
+    return images[0]
+
+
+def _walk_jpeg(jpeg: bytes) -> tuple[bool, bool]:
+    """Return whether a JPEG has an end marker, and whether its scans contain every bit of every coefficient.
+
+    ITU-T T.81, B.2: the marker codes of frame headers are C0 to CF without C4, C8 and CC. The marker code of scan
+    headers is DA, and that of the end marker is D9.
+    """
+    missing: dict[int, set[int]] = {}
+    position = jpeg.find(b"\xff", 2)
+    while 0 <= position < len(jpeg) - 1 and jpeg[position + 1] != 0xD9:
+        code, length = jpeg[position + 1], int.from_bytes(jpeg[position + 2 : position + 4], "big")
+        if code in (0x00, 0x01, 0xFF) or 0xD0 <= code <= 0xD7:  # Not followed by a segment.
+            length = -1
+        segment = jpeg[position + 4 : position + 2 + length]
+        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
+            missing = {component: set(range(64)) for component in segment[6::3]}
+        elif code == 0xDA and len(segment) >= 4 and segment[-1] & 15 == 0:  # The lowest bits of the coefficients.
+            for component in segment[1:-3:2]:
+                missing.get(component, set()).difference_update(range(segment[-3], segment[-2] + 1))
+        position = jpeg.find(b"\xff", position + 2 + length)
+    return 0 <= position < len(jpeg) - 1, bool(missing) and not any(missing.values())
 
 
 def _save_image(path: Path, image_format: str, image_data: ImageData, quality: int) -> None:

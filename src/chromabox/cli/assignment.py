@@ -61,6 +61,7 @@ def check(
     timeout: Annotated[float, option("S")] = 60.0,
     memory_limit: Annotated[float, option("GB")] = 4.0,
     json: Annotated[Path | None, option("PATH", "not written")] = None,
+    overwrite: bool = False,
 ) -> int:
     """Check your own networks against figure 1 of the assignment.
 
@@ -84,9 +85,13 @@ def check(
         timeout: Time limit for each child process, in seconds.
         memory_limit: Maximum memory. Not every operating system supports this limit.
         json: Also write the results to this .json file.
+        overwrite: Replace an existing .json file.
     """
     from chromabox.assignment.check.runner import report_check
+    from chromabox.io.paths import check_outputs
 
+    if json is not None:
+        check_outputs([json], [file], overwrite=overwrite)
     return 0 if report_check(file, timeout=timeout, memory_limit_gb=memory_limit, output=json).matches else 1
 
 

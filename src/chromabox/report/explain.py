@@ -188,9 +188,17 @@ EXPLANATION_WIDTH, STRIP_HEIGHT = 14.0, 1.15
 OUTLINE_COLOUR = "#333333"
 
 
+def explanation_path(target: Path) -> Path:
+    """Return the path of the explanation of a colourised image: ``NAME.SUFFIX.explained.png`` next to it.
+
+    The suffix of the image is kept, because the explanations of ``x.jpg`` and ``x.png`` are different files.
+    """
+    return target.with_name(f"{target.name}.explained.png")
+
+
 def write_explanation(image: ImageData, coloured: ImageData, prediction: ColourPrediction, target: Path) -> str:
-    """Write the figure ``NAME.explained.png`` next to the colourised image `target` and return its path as text."""
-    figure = target.with_name(f"{target.stem}.explained.png")
+    """Write the figure :func:`explanation_path` and return its path as text."""
+    figure = explanation_path(target)
     draw_explanation(image, coloured, prediction, figure, target.name)
     return str(figure)
 

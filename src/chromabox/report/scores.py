@@ -14,6 +14,7 @@ from chromabox.report.tables import format_number, print_grid
 
 #: Maximum number of files in the printed table; ``scores.csv`` contains all files.
 MAX_ROWS = 40
+SCORE_FILES = ("scores.csv", "scores.json")
 #: Heading, name and number of decimals of each printed score.
 SCORE_COLUMNS = (
     ("PSNR dB", "psnr", 2),
@@ -59,7 +60,7 @@ def write_scores(report: ScoreReport, folder: Path) -> tuple[Path, Path]:
     writer.writeheader()
     writer.writerows(to_row(file) for file in report.files)
     json_text = json.dumps(report.as_json(), indent=2, allow_nan=False) + "\n"
-    paths = folder / "scores.csv", folder / "scores.json"
+    paths = folder / SCORE_FILES[0], folder / SCORE_FILES[1]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in zip(paths, (csv_text.getvalue(), json_text), strict=True):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from chromabox.cli.options import DEFAULT_RUNTIME, Integer, OutputPath, log, option
+from chromabox.cli.options import DEFAULT_RUNTIME, Integer, OutputPath, log_lines, option
 from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 
@@ -50,7 +50,7 @@ def report(
         print_comparison(result.comparison)
         print_sweep(result.batch_size_sweep)
         runs = result.folders
-    log.info("\n".join(write_report(runs, output, include_missing=run_all).lines()))
+    log_lines(*write_report(runs, output, include_missing=run_all).lines())
     return 0
 
 
@@ -113,7 +113,7 @@ def demo(*, output: OutputPath = Path("demo")) -> int:
     photographs, runs, report = run_demo(output)
     print_comparison(runs.comparison)
     print_sweep(runs.batch_size_sweep)
-    log.info("\n".join([f"photographs: {photographs}", *report.lines()]))
+    log_lines(f"photographs: {photographs}", *report.lines())
     return 0
 
 

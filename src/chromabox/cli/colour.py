@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from chromabox.cli.options import Float, Integer, OutputPath, log, option
+from chromabox.cli.options import Float, Integer, OutputPath, log, log_lines, option
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
@@ -145,8 +145,8 @@ def colour(
             tick()
             results.append(result)
             if result.error is None:
-                notes = (f"\n  {note}" for note in result.metadata.get("notes", ()))
-                log.info(f"{result.target}{' (up to date)' if result.skipped else ''}{''.join(notes)}")
+                log.info(f"{result.target}{' (up to date)' if result.skipped else ''}")
+                log_lines(*(f"  {note}" for note in result.metadata.get("notes", ())))
     done = sorted((result.source, result.target) for result in results if result.error is None)
     if folder.contact_sheet is not None and done:
         claim(*sheets)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, subcommand
 
-from chromabox.cli.options import Integer, OutputPath, log, option
+from chromabox.cli.options import Integer, OutputPath, log, log_lines, option
 from chromabox.errors import UsageError
 
 
@@ -85,7 +85,7 @@ def data(
         from chromabox.detect.data.synthetic import make_synthetic_dataset
 
         boxes = make_synthetic_dataset(args.folder, size=args.size, seed=args.seed, show_progress=True)
-        log.info(f"{', '.join(f'{split}: {count} boxes' for split, count in boxes.items())}\n{args.folder}")
+        log_lines(", ".join(f"{split}: {count} boxes" for split, count in boxes.items()), args.folder)
         return 0
     from chromabox.io.cifar10 import download_cifar10
 
@@ -237,12 +237,12 @@ def export(
         from chromabox.detect.weights.convert import export_detector
         from chromabox.detect.weights.load import load_detector
 
-        log.info(f"{export_detector(load_detector(checkpoint), onnx, size=size)}\n{onnx}")
+        log_lines(export_detector(load_detector(checkpoint), onnx, size=size), onnx)
         return 0
     if size is not None:
         raise UsageError(f"--size: only for detectors; {checkpoint or 'the bundled model'} is a colourisation model")
     from chromabox.colour.weights.checkpoint import load_model
     from chromabox.colour.weights.export import export_onnx
 
-    log.info(f"{export_onnx(load_model(checkpoint), onnx)}\n{onnx}")
+    log_lines(export_onnx(load_model(checkpoint), onnx), onnx)
     return 0

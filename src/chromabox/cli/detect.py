@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-from chromabox.cli.options import Float, OutputPath, log, option
+from chromabox.cli.options import Float, OutputPath, log, log_lines, option
 
 
 def detect(
@@ -59,7 +59,7 @@ def detect(
     options = InferenceOptions.for_detector(detector, confidence, iou, classes or None, size)
     log.info(f"weights: {weights}, network input: {options.size} pixels")
     summary = run_detection(plan, detector, options, workers=workers)
-    log.info(f"{summary}\n{output}")
+    log_lines(summary, output)
     for reason in summary.errors:
         log.warning(f"failed: {reason}")
     return 1 if summary.errors else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import ChromaboxError, UsageError, escape_unprintable
 from chromabox.io.images import check_not_input, load_font, read_image, to_uint8, write_image
 
 SHEET_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -57,14 +57,14 @@ def contact_sheet_paths(output: Path, num_pairs: int, pairs_per_sheet: int = MAX
 
 
 def _relative_names(sources: Sequence[Path]) -> list[str]:
-    """Return the paths relative to the common folder, with "?" for unprintable characters."""
+    """Return the paths relative to the common folder, with escapes for unprintable characters."""
     paths = [Path(os.path.abspath(source)) for source in sources]
     try:
         common = os.path.commonpath([path.parent for path in paths])
         names = [path.relative_to(common).as_posix() for path in paths]
     except ValueError:  # Paths on different drives have no common folder.
         names = [path.as_posix() for path in paths]
-    return ["".join(char if char.isprintable() else "?" for char in name) for name in names]
+    return [escape_unprintable(name) for name in names]
 
 
 def _draw_sheet(pairs: Sequence[tuple[Path, Path]], names: Sequence[str], tile_size: int) -> Image.Image:

@@ -36,7 +36,7 @@ def report_validation(
     if clean_copy is not None:
         copy = write_clean_copy(report, dataset_path, clean_copy)
         counts = f"images: {copy['pictures']}, boxes: {copy['boxes']}, changes: {len(copy['changes'])}"
-        print(f"{clean_copy}: {counts} (listed in repair.json)")
+        print(printable(f"{clean_copy}: {counts} (listed in repair.json)"))
     return report
 
 

@@ -1,6 +1,7 @@
 """Explanation of a colourised image in one figure: input, result, confidence, entropy and most likely colours."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,9 +192,13 @@ OUTLINE_COLOUR = "#333333"
 def explanation_path(target: Path) -> Path:
     """Return the path of the explanation of a colourised image: ``NAME.SUFFIX.explained.png`` next to it.
 
-    The suffix of the image is kept, because the explanations of ``x.jpg`` and ``x.png`` are different files.
+    The suffix of the image is kept, because the explanations of ``x.jpg`` and ``x.png`` are different files. File names
+    have at most 255 bytes; a longer name is shortened.
     """
-    return target.with_name(f"{target.name}.explained.png")
+    suffix = ".explained.png"
+    name = os.fsencode(target.name)
+    shortened = target.name if len(name) + len(suffix) <= 255 else name[: 255 - len(suffix)].decode(errors="ignore")
+    return target.with_name(shortened + suffix)
 
 
 def write_explanation(image: ImageData, coloured: ImageData, prediction: ColourPrediction, target: Path) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chromabox.colour.evaluation.image_scores import ImageScores, ScoreReport, score_folders, to_row
-from chromabox.errors import ChromaboxError
+from chromabox.errors import ChromaboxError, escape_unprintable
 from chromabox.io.atomic import atomic_write
 from chromabox.report.tables import format_number, print_grid
 
@@ -39,9 +39,9 @@ def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -
     print_scores(report, f"{coloured} compared with {originals}")
     if folder is not None:
         for path in write_scores(report, folder):
-            print(path)
+            print(escape_unprintable(str(path)))
     for error in report.failed.values():
-        print(f"chromabox: not scored: {error}", file=sys.stderr)
+        print(f"chromabox: not scored: {escape_unprintable(error)}", file=sys.stderr)
     return report
 
 

@@ -433,7 +433,7 @@ def test_palette_constraints_explanation_and_contact_sheet(
     options = ["--palette", "horse24", "--ban", "black", "--explain", "--contact-sheet", tmp_path / "sheet.jpg"]
     code, out, err = chromabox("colour", workspace / "grey.png", "-o", tmp_path / "out.png", *options)
     assert (code, err) == (0, "")
-    for name in ("out.png", "out.explained.png", "sheet.jpg"):
+    for name in ("out.png", "out.png.explained.png", "sheet.jpg"):
         assert str(tmp_path / name) in out
         with Image.open(tmp_path / name) as image:
             image.load()

@@ -11,7 +11,7 @@ from importlib import import_module
 from inspect import cleandoc
 from typing import NamedTuple
 
-from chromabox.errors import UsageError
+from chromabox.errors import UsageError, escape_unprintable
 
 
 class Command(NamedTuple):
@@ -88,14 +88,15 @@ For the options of a command, run: chromabox COMMAND --help"""
 
 
 class _PrintHandler(logging.Handler):
-    """Print information to standard output, and warnings to standard error."""
+    """Print information to standard output, and warnings to standard error, one line per record."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record, and flush the stream so that a pipe or a log file receives the line at once."""
+        message = escape_unprintable(record.getMessage())
         if record.levelno >= logging.WARNING:
-            print(f"chromabox: {record.getMessage()}", file=sys.stderr, flush=True)
+            print(f"chromabox: {message}", file=sys.stderr, flush=True)
         else:
-            print(record.getMessage(), flush=True)
+            print(message, flush=True)
 
 
 def run_cli(args: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from chromabox.cli.options import Float, Integer, OutputPath, log, option
+from chromabox.cli.options import Float, Integer, OutputPath, log, log_lines, option
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class FolderArgs:
     recursive: bool = True
     """Include subfolders."""
     overwrite: bool = False
-    """Process all images again. By default, images whose output is up to date are skipped."""
+    """Process all images again, and replace existing files. By default, images whose output is up to date are skipped,
+    and files that Chromabox did not write are not replaced."""
     workers: Integer = 1
     """Number of images to process in parallel."""
     contact_sheet: Annotated[Path | None, option("PATH", "none")] = None
@@ -77,8 +78,8 @@ def colour(
         inputs: Images, folders, or one video (.mp4, .mov, .mkv).
         output: Output file for a single image or video, otherwise an output folder.
         model: A run folder, a checkpoint or an exported .onnx file.
-        explain: Also write NAME.explained.png, which shows the confidence, the entropy, the most likely colours at
-            selected points, and the colours of the result.
+        explain: Also write OUTPUT.explained.png for every output, which shows the confidence, the entropy, the most
+            likely colours at selected points, and the colours of the result.
         temporal_smoothing: For a video: weight of the previous frames in static regions, 0 <= X < 1.
     """
     if not inputs:
@@ -87,43 +88,72 @@ def colour(
     from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
     from chromabox.colour.inference.load import open_model
     from chromabox.engine.logger import progress_bar
-    from chromabox.io.manifest import MANIFEST_NAME
-    from chromabox.io.paths import map_outputs
+    from chromabox.io.manifest import MANIFEST_NAME, Manifest
+    from chromabox.io.paths import check_outputs, map_outputs
     from chromabox.io.video import VIDEO_SUFFIXES
-    from chromabox.report.contact_sheet import draw_contact_sheets
+    from chromabox.report.contact_sheet import contact_sheet_paths, draw_contact_sheets
 
     videos = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
     if videos and len(inputs) > 1:
         raise UsageError(f"{videos[0]}: is a video; expected no other inputs")
     options = parse_options(**vars(colours), prefix="--")
+    settings_files = [Path(path) for path in (model, colours.palette, colours.hints) if path is not None]
     if videos:
+        check_outputs([output], [inputs[0], *settings_files], overwrite=folder.overwrite)
         return _colour_video(inputs[0], output, model, options, temporal_smoothing)
     pairs = map_outputs(inputs, output, match=folder.match, recursive=folder.recursive)
     if options.hints is not None and len(pairs) > 1:
         raise UsageError(
             f"--hints: {options.hints} can be applied to only one image, but {len(pairs)} images were given"
         )
+    write_figure = None
+    explanations: dict[Path, list[Path]] = {target: [] for _, target in pairs}
     if explain:  # Imported only if needed, because importing matplotlib is slow.
-        from chromabox.report.explain import write_explanation
+        from chromabox.report.explain import explanation_path, write_explanation
+
+        write_figure = write_explanation
+        explanations = {target: [explanation_path(target)] for _, target in pairs}
+    sheets = [] if folder.contact_sheet is None else contact_sheet_paths(folder.contact_sheet, len(pairs))
+    manifest = None if pairs[0][1] == output else Manifest(output / MANIFEST_NAME, {})
+    check_outputs(
+        [path for target, figures in explanations.items() for path in (target, *figures)] + sheets,
+        [*(source for source, _ in pairs), *settings_files],
+        overwrite=folder.overwrite,
+        manifest=manifest,
+    )
     network = open_model(model)
-    work = make_file_coloriser(network, options, on_result=write_explanation if explain else None)
-    manifest = None if pairs[0][1] == output or folder.overwrite else output / MANIFEST_NAME
-    # The digests of the model and the files are needed only for the manifest.
-    settings = {} if manifest is None else cache_key(network, vars(colours))
+
+    def claim(*paths: Path) -> None:
+        if manifest is not None:
+            for path in paths:
+                manifest.claim(path)
+
+    def before_write(target: Path) -> None:
+        claim(target, *explanations[target])
+
     results = []
-    batch = colourise_batch(pairs, work, settings=settings, workers=folder.workers, manifest_path=manifest)
+    batch = colourise_batch(
+        pairs,
+        make_file_coloriser(network, options, on_result=write_figure, before_write=before_write),
+        # The digests of the model and the files are needed only for the manifest.
+        settings={} if manifest is None else cache_key(network, vars(colours)),
+        workers=folder.workers,
+        manifest_path=None if manifest is None else output / MANIFEST_NAME,
+        overwrite=folder.overwrite,
+        files_beside=explanations.__getitem__,
+    )
     with progress_bar("colourising", len(pairs), unit="images") as tick, closing(batch):
         for result in batch:
             tick()
             results.append(result)
             if result.error is None:
-                notes = (f"\n  {note}" for note in result.metadata.get("notes", ()))
-                log.info(f"{result.target}{' (up to date)' if result.skipped else ''}{''.join(notes)}")
+                log.info(f"{result.target}{' (up to date)' if result.skipped else ''}")
+                log_lines(*(f"  {note}" for note in result.metadata.get("notes", ())))
     changes = Counter(change for result in results for change in result.metadata.get("changes", ()))
-    for change, count in changes.items():
-        log.info(f"{change} (images: {count})")
+    log_lines(*(f"{change} (images: {count})" for change, count in changes.items()))
     done = sorted((result.source, result.target) for result in results if result.error is None)
     if folder.contact_sheet is not None and done:
+        claim(*sheets)
         for path in draw_contact_sheets(done, folder.contact_sheet):
             log.info(path)
     for result in results:
@@ -156,6 +186,7 @@ def score(
     /,
     *,
     output: OutputPath = Path("scores"),
+    overwrite: bool = False,
 ) -> int:
     """Compare colourised images with their originals.
 
@@ -168,7 +199,16 @@ def score(
         originals: A colour image, or a folder of images.
         coloured: The colourised image, or a folder with the same file names.
         output: Folder for scores.csv and scores.json.
+        overwrite: Replace existing files that Chromabox did not write.
     """
-    from chromabox.report.scores import report_scores
+    from chromabox.io.manifest import MANIFEST_NAME, Manifest
+    from chromabox.io.paths import check_outputs
+    from chromabox.report.scores import SCORE_FILES, report_scores
 
-    return 1 if report_scores(originals, coloured, output).failed else 0
+    tables, manifest = [output / name for name in SCORE_FILES], Manifest(output / MANIFEST_NAME, {})
+    check_outputs(tables, [originals, coloured], overwrite=overwrite, manifest=manifest)
+
+    failed = report_scores(originals, coloured, output).failed
+    for table in tables:
+        manifest.claim(table)
+    return 1 if failed else 0

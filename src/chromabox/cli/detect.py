@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional
 
-from chromabox.cli.options import Float, OutputPath, log, option
+from chromabox.cli.options import Float, OutputPath, log, log_lines, option
 
 
 def detect(
@@ -21,6 +21,7 @@ def detect(
     size: Annotated[int | None, option("N", "the size stored with the weights")] = None,
     device: Annotated[str, option("NAME")] = "auto",
     workers: Annotated[int | None, option("N", "one per core")] = None,
+    overwrite: bool = False,
 ) -> int:
     """Detect objects in images, folders and videos.
 
@@ -44,10 +45,11 @@ def detect(
         size: Side length of the square network input in pixels, a multiple of 32. Images are letterboxed.
         device: cpu, cuda, coreml, directml, or auto (the best device that ONNX Runtime supports on this machine).
         workers: Number of images to process in parallel.
+        overwrite: Replace existing files that Chromabox did not write.
     """
     from chromabox.detect.inference.batch import plan_detection_outputs, run_detection
 
-    plan = plan_detection_outputs(inputs, output, format)
+    plan = plan_detection_outputs(inputs, output, format, overwrite=overwrite)
     from chromabox.detect.inference.load import open_detector
     from chromabox.detect.inference.predict import InferenceOptions
 
@@ -57,7 +59,7 @@ def detect(
     options = InferenceOptions.for_detector(detector, confidence, iou, classes or None, size)
     log.info(f"weights: {weights}, network input: {options.size} pixels")
     summary = run_detection(plan, detector, options, workers=workers)
-    log.info(f"{summary}\n{output}")
+    log_lines(summary, output)
     for reason in summary.errors:
         log.warning(f"failed: {reason}")
     return 1 if summary.errors else 0

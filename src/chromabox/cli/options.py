@@ -36,6 +36,12 @@ PaletteName = Annotated[str, option("NAME|PATH")]
 Seeds = Annotated[tuple[int, ...], option("N ...")]
 
 
+def log_lines(*lines: object) -> None:
+    """Log several lines. Each line is a record, because line breaks inside a record are escaped."""
+    for line in lines:
+        log.info(line)
+
+
 def absolute_path(name: str) -> str:
     """Return the absolute path of an existing file or folder, and any other name unchanged."""
     return str(Path(name).resolve()) if Path(name).exists() else name

@@ -15,6 +15,7 @@ from chromabox.cli.options import (
     PaletteName,
     absolute_path,
     log,
+    log_lines,
     option,
 )
 from chromabox.colour.training.recipes import PALETTE_MODELS, ModelName, RecipeName, make_photo_recipe, make_recipe
@@ -131,7 +132,7 @@ def train(args: TrainArgs) -> int:
                 log.info(f"model (for chromabox colour --model): {open_model(folder).path}")
             except ChromaboxError as error:
                 log.warning(f"no best.onnx was written: {error}")
-        log.info(f"run: {folder}\ncurves: {folder / 'curves.png'}\nsamples: {folder / 'sheets'}")
+        log_lines(f"run: {folder}", f"curves: {folder / 'curves.png'}", f"samples: {folder / 'sheets'}")
     return 0
 
 
@@ -324,4 +325,4 @@ def _evaluate_palette_model(model: "PaletteModel", spec: str, folder: Path, temp
     print_colour_evaluation(result, title)
     write_json(folder / "evaluation.json", {"data": spec, "palette": model.palette.name, **result.as_json()})
     plot_confusion_matrix(result.confusion, model.palette.colours, folder / "confusion.png", title)
-    log.info(f"{folder / 'evaluation.json'}\n{folder / 'confusion.png'}")
+    log_lines(folder / "evaluation.json", folder / "confusion.png")

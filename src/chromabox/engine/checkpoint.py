@@ -23,10 +23,10 @@ CHECKPOINT_FORMAT = "chromabox-1"
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` atomically as indented JSON."""
+    """Write ``value`` atomically as indented JSON. Bytes of file names that are not text become ``\\udcNN`` escapes."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(path) as temp_path:
-        temp_path.write_text(text, encoding="utf-8")
+        temp_path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from chromabox.errors import ChromaboxError
+from chromabox.errors import ChromaboxError, escape_unprintable
 from chromabox.io.atomic import atomic_write
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def progress_bar(
         return
     from rich import progress as bars
     from rich.console import Console
+    from rich.markup import escape
 
     note = "{task.fields[rate]} {task.fields[note]}"
     columns = ("{task.description}", bars.BarColumn(), bars.MofNCompleteColumn(), note)
@@ -127,7 +128,7 @@ def progress_bar(
     # Printed lines are redirected above the bar only if stdout is a terminal, not a file.
     redirect_stdout = sys.stdout.isatty()
     with bars.Progress(*columns, *times, console=console, transient=True, redirect_stdout=redirect_stdout) as bar:
-        task = bar.add_task(title, total=total, completed=completed, rate="", note="")
+        task = bar.add_task(escape(escape_unprintable(title)), total=total, completed=completed, rate="", note="")
 
         def advance(steps: int = 1, **values: int | float) -> None:
             speed = bar.tasks[0].speed

@@ -23,7 +23,7 @@ from chromabox.colour.weights.checkpoint import load_palette_model
 from chromabox.engine.checkpoint import write_json
 from chromabox.engine.logger import read_metrics
 from chromabox.engine.runs import rename_keys
-from chromabox.errors import UsageError
+from chromabox.errors import UsageError, escape_unprintable
 from chromabox.io.atomic import atomic_write
 from chromabox.report.plots import plot_image_rows, save_figure
 from chromabox.report.tables import format_number, print_grid
@@ -273,5 +273,6 @@ def print_sweep(result: SweepResult) -> None:
         if cells:
             print_grid(title, headings, cells)
     folder = result.folder
-    print(f"numbers: {folder / 'sweep.json'}\ntable: {folder / 'sweep.csv'}")
-    print(f"curves: {result.curves_path}\nsamples: {result.samples_path}\nruns: {folder}")
+    paths = {"numbers": folder / "sweep.json", "table": folder / "sweep.csv", "curves": result.curves_path}
+    for name, path in {**paths, "samples": result.samples_path, "runs": folder}.items():
+        print(escape_unprintable(f"{name}: {path}"))

@@ -16,12 +16,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
     The temporary file is hidden. It is in the same folder as `path`, because a rename is atomic only within a file
     system. It has the same suffix, from which some libraries infer the format. An existing file at `path` is unchanged
     until it is replaced. A symbolic link is replaced, not followed. The folder must exist. OSErrors are passed on to
-    the caller.
+    the caller, with `path` instead of the temporary path.
     """
     temp_path = path.with_name(f".{path.stem[:50]}.{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         yield temp_path
         os.replace(temp_path, path)
+    except OSError as error:
+        if error.filename == str(temp_path):
+            error.filename = str(path)
+        raise
     finally:
         temp_path.unlink(missing_ok=True)
 

@@ -1,11 +1,13 @@
 """Input images of a command and the paths of the corresponding outputs."""
 
+import os
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import IMAGE_SUFFIXES, check_not_input, find_images
+from chromabox.io.manifest import Manifest
 
 #: Suffixes of inputs that the outputs keep. For all other inputs, the outputs are PNG files.
 WRITABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
@@ -82,3 +84,34 @@ def map_outputs(
             )
         sources[target] = source
     return pairs
+
+
+def check_outputs(
+    outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite: bool = False, manifest: Manifest | None = None
+) -> None:
+    """Check that no file is lost when the outputs of a command are written.
+
+    Raise UsageError if an output is an input, if two outputs are the same file, or if an output exists. An existing
+    file is allowed if ``overwrite`` is true or the manifest of the output folder names it.
+    """
+    check_not_input(inputs, *outputs)
+    seen: set[Path] = set()
+    for output in outputs:
+        resolved = output.resolve()
+        if resolved in seen:
+            raise UsageError(f"{output}: two outputs would be written to this file; use different output paths")
+        seen.add(resolved)
+    ours = set() if manifest is None else manifest.files()
+    taken = [path for path in outputs if os.path.lexists(path) and Path(os.path.abspath(path)) not in ours]
+    if taken and not overwrite:
+        more = f" (and {len(taken) - 1} other outputs)" if len(taken) > 1 else ""
+        raise UsageError(
+            f"{taken[0]}{more}: exists and was not written by this command; "
+            "use --overwrite to replace it, or another output path"
+        )
+
+
+def check_writable(path: Path) -> None:
+    """Raise ChromaboxError if a file is write-protected. A rename would replace it in spite of the protection."""
+    if path.exists() and not path.stat().st_mode & 0o222:
+        raise ChromaboxError(f"{path}: is write-protected; use --overwrite to replace it, or another output path")

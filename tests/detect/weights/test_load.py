@@ -244,7 +244,7 @@ def test_conversion_of_a_file_that_is_not_an_onnx_model_is_rejected_in_one_sente
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("net.weights", "the output is the same file as the input"),
+        ("net.weights", "is the same file as the input"),
         ("net.onnx", "unsupported suffix; expected .safetensors"),
     ],
 )

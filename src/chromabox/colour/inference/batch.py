@@ -12,6 +12,7 @@ from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import ImageData, read_image, write_image
 from chromabox.io.manifest import Manifest, sha256_file
+from chromabox.io.paths import check_writable
 from chromabox.runtime.parallel import map_ordered
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ def colourise_batch(
     settings: Mapping[str, Any],
     workers: int = 1,
     manifest_path: Path | None = None,
+    overwrite: bool = False,
+    files_beside: Callable[[Path], Sequence[Path]] = lambda target: (),
 ) -> Generator[ColouriseResult, None, None]:
     """Process files in parallel and yield their results in order. A failure does not stop the batch.
 
@@ -48,6 +51,9 @@ def colourise_batch(
         settings: JSON values that determine the result. An image made with other settings is processed again.
         workers: number of threads, at least 1. At most twice as many images are in progress or queued at any time.
         manifest_path: path of the manifest, which is used to skip finished images. With None, all images are processed.
+        overwrite: process finished images again, and replace write-protected files.
+        files_beside: function that returns the other files that ``process_file`` writes for a target. A finished image
+            is processed again if they are missing.
 
     The batch stops on Ctrl-C or when the generator is closed, for example by ``contextlib.closing``. Images in progress
     are then finished, no other images are started, and the number of finished images is logged.
@@ -60,14 +66,17 @@ def colourise_batch(
     def process(pair: tuple[Path, Path]) -> ColouriseResult:
         # File errors and out-of-memory errors are returned as results. Other exceptions are bugs and propagate.
         source, target = pair
+        beside = files_beside(target)
         try:
             if manifest is not None:
                 # Hash the source first. If it changes during processing, the next run processes it again.
                 digest = sha256_file(source)
-                metadata = manifest.lookup(target, digest)
+                metadata = None if overwrite else manifest.lookup(target, digest, beside)
                 if metadata is not None:
                     finished.append(target)
                     return ColouriseResult(source, target, skipped=True, metadata=metadata)
+            for path in () if overwrite else (target, *beside):
+                check_writable(path)
             metadata = dict(process_file(source, target))
         except ChromaboxError as error:
             return ColouriseResult(source, target, str(error))
@@ -81,7 +90,7 @@ def colourise_batch(
                 raise
             return ColouriseResult(source, target, f"{source}: out of memory; use a smaller image or fewer workers")
         if manifest is not None:
-            manifest.add(target, digest, metadata)
+            manifest.add(target, digest, metadata, beside)
         finished.append(target)
         return ColouriseResult(source, target, metadata=metadata)
 
@@ -129,18 +138,21 @@ def make_file_coloriser(
     options: ColouriseOptions,
     *,
     on_result: Callable[[ImageData, ImageData, ColourPrediction, Path], str] | None = None,
+    before_write: Callable[[Path], None] = lambda target: None,
 ) -> Callable[[Path, Path], Mapping[str, Any]]:
     """Return a function that colourises a source file, writes the target file and returns notes and changes.
 
     Both are lists of lines. The notes are about this image. The changes, such as a conversion of the colour space, are
-    the same for many images. ``on_result`` is called with the input, the colourised image, the
-    prediction and the path of the target, and returns a line that is appended to the notes.
+    the same for many images. ``on_result`` is called with the input, the colourised image, the prediction and the path
+    of the target, and returns a line that is appended to the notes. ``before_write`` is called with the path of the
+    target before it is written.
     """
 
     def process_file(source: Path, target: Path) -> Mapping[str, Any]:
         image = read_image(source)
         prediction = predict_colours(image.pixels, model, options)
         colourised = apply_prediction(image, prediction)
+        before_write(target)
         write_image(target, colourised, quality=JPEG_QUALITY)
         notes = [f"{source}: {note}" for note in image.notes]
         if image.num_frames > 1:

@@ -60,9 +60,10 @@ def save_palette(path: str | Path, palette: Palette) -> None:
     """Write a palette atomically as `.npy`, `.json` or `.gpl`, in the format that :func:`load_palette` reads.
 
     A `.npy` file does not contain the name. A `.gpl` file contains 8-bit values, to which the colours are rounded.
-    Raise ChromaboxError for another suffix or if the file cannot be written.
+    Raise UsageError for another suffix, and ChromaboxError if the file cannot be written.
     """
     path = Path(path)
+    check_palette_suffix(path)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         stream = io.BytesIO()
@@ -74,17 +75,21 @@ def save_palette(path: str | Path, palette: Palette) -> None:
         rows = ",\n".join("    [" + ", ".join(map(str, row)) + "]" for row in palette.colours)
         start = json.dumps(head, indent=2, ensure_ascii=False)[:-2]
         content = f'{start},\n  "colours": [\n{rows}\n  ]\n}}\n'.encode()
-    elif suffix == ".gpl":
+    else:
         lines = [f"{r:3d} {g:3d} {b:3d}\tcolour {index}" for index, (r, g, b) in enumerate(palette.rgb.tolist())]
         name = " ".join(palette.name.split())  # A line break would begin a new entry.
         content = "\n".join(["GIMP Palette", f"Name: {name}", "Columns: 8", "#", *lines, ""]).encode()
-    else:
-        raise ChromaboxError(f"{path}: unsupported suffix; expected one of {', '.join(PALETTE_READERS)}")
     try:
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()})") from error
+
+
+def check_palette_suffix(path: Path) -> None:
+    """Raise UsageError if no palette format has this suffix."""
+    if path.suffix.lower() not in PALETTE_READERS:
+        raise UsageError(f"{path}: unsupported suffix; expected one of {', '.join(PALETTE_READERS)}")
 
 
 def _parse_npy(content: bytes) -> ParsedPalette:

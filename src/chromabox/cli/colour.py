@@ -1,5 +1,6 @@
-"""The commands ``colour`` and ``score``."""
+"""The commands ``colour``, ``verify`` and ``score``."""
 
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ def colour(
     *,
     output: OutputPath,
     model: Annotated[Path | None, option("PATH", "the bundled photo model")] = None,
+    quality: Annotated[int | None, option("N", "98, or lossless for lossless WebP")] = None,
     explain: bool = False,
     temporal_smoothing: Float = 0.8,
     colours: Annotated[OmitArgPrefixes[ColourArgs], arg(name="colour")] = ColourArgs(),
@@ -63,7 +65,8 @@ def colour(
 ) -> int:
     """Colourise images, folders of images and videos.
 
-    The size, bit depth, metadata and luminance of the input are preserved.
+    The size, bit depth, metadata and luminance of the input are preserved. What an output format cannot contain is
+    listed at the end. The XMP metadata of each image state that it was colourised (see chromabox verify).
 
     Examples:
       chromabox colour portrait.jpg -o portrait-colour.jpg
@@ -75,6 +78,7 @@ def colour(
         inputs: Images, folders, or one video (.mp4, .mov, .mkv).
         output: Output file for a single image or video, otherwise an output folder.
         model: A run folder, a checkpoint or an exported .onnx file.
+        quality: Quality of JPEG and WebP outputs, 1 to 100.
         explain: Also write NAME.explained.png, which shows the confidence, the entropy, the most likely colours at
             selected points, and the colours of the result.
         temporal_smoothing: For a video: weight of the previous frames in static regions, 0 <= X < 1.
@@ -85,6 +89,7 @@ def colour(
     from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
     from chromabox.colour.inference.load import open_model
     from chromabox.engine.logger import progress_bar
+    from chromabox.io.images import LOSSY_SUFFIXES
     from chromabox.io.manifest import MANIFEST_NAME
     from chromabox.io.paths import map_outputs
     from chromabox.io.video import VIDEO_SUFFIXES
@@ -94,20 +99,26 @@ def colour(
     if videos and len(inputs) > 1:
         raise UsageError(f"{videos[0]}: is a video; expected no other inputs")
     options = parse_options(**vars(colours), prefix="--")
+    if quality is not None and not 1 <= quality <= 100:
+        raise UsageError(f"--quality is {quality}: expected 1 to 100")
     if videos:
+        if quality is not None:
+            raise UsageError("--quality: applies only to JPEG and WebP images, not to videos")
         return _colour_video(inputs[0], output, model, options, temporal_smoothing)
     pairs = map_outputs(inputs, output, match=folder.match, recursive=folder.recursive)
     if options.hints is not None and len(pairs) > 1:
         raise UsageError(
             f"--hints: {options.hints} can be applied to only one image, but {len(pairs)} images were given"
         )
+    if quality is not None and not any(target.suffix.lower() in LOSSY_SUFFIXES for _, target in pairs):
+        raise UsageError(f"--quality: applies only to JPEG and WebP, but no output is one ({pairs[0][1]})")
     if explain:  # Imported only if needed, because importing matplotlib is slow.
         from chromabox.report.explain import write_explanation
     network = open_model(model)
-    work = make_file_coloriser(network, options, on_result=write_explanation if explain else None)
+    settings = {**cache_key(network, vars(colours)), "quality": quality}
+    on_result = write_explanation if explain else None
+    work = make_file_coloriser(network, options, settings=settings, quality=quality, on_result=on_result)
     manifest = None if pairs[0][1] == output or folder.overwrite else output / MANIFEST_NAME
-    # The digests of the model and the files are needed only for the manifest.
-    settings = {} if manifest is None else cache_key(network, vars(colours))
     results = []
     batch = colourise_batch(pairs, work, settings=settings, workers=folder.workers, manifest_path=manifest)
     with progress_bar("colourising", len(pairs), unit="images") as tick, closing(batch):
@@ -121,6 +132,9 @@ def colour(
     if folder.contact_sheet is not None and done:
         for path in draw_contact_sheets(done, folder.contact_sheet):
             log.info(path)
+    omitted = Counter(name for result in results for name in result.metadata.get("omitted", ()))
+    if omitted:
+        log.info("not contained in the outputs: " + ", ".join(f"{name} ({count})" for name, count in omitted.items()))
     for result in results:
         if result.error is not None:
             log.warning(f"failed: {result.error}")
@@ -143,6 +157,47 @@ def _colour_video(
     for stream in summary.skipped_streams:
         log.info(f"  not copied: {stream}")
     return 0
+
+
+def verify(
+    original: Annotated[Positional[Path], option("ORIGINAL")],
+    coloured: Annotated[Positional[Path], option("COLOURED")],
+    /,
+    *,
+    tolerance: Float = 0.5,
+) -> int:
+    """Check that a colourised image kept the original lightness.
+
+    Prints the mean and maximum difference of L* (0 to 100), also for each cell of a 3 × 3 grid, and what the metadata
+    of the colourised image state. The exit code is 1 if the mean difference exceeds the tolerance.
+
+    Examples:
+      chromabox verify portrait.jpg portrait-colour.jpg
+
+    Args:
+        original: The image before colourisation.
+        coloured: The colourised image, of the same size.
+        tolerance: Largest accepted mean difference of L*.
+    """
+    from chromabox.colour.evaluation.image_scores import compare_lightness
+    from chromabox.colour.inference.batch import read_provenance
+    from chromabox.io.images import read_image
+
+    if not 0 <= tolerance <= 100:
+        raise UsageError(f"--tolerance is {tolerance}: expected 0 to 100")
+    before, after = read_image(original), read_image(coloured)
+    change = compare_lightness(before, after, f"{coloured} and {original}")
+    is_kept = change.mean <= tolerance
+    verdict = "the lightness is that of the original" if is_kept else "the lightness differs from that of the original"
+    log.info(f"difference of L*: mean {change.mean:.3f}, maximum {change.maximum:.3f}")
+    for row, regions in zip(("top", "middle", "bottom"), change.regions, strict=False):
+        log.info(f"  {row:8}" + "".join(f"  mean {mean:.3f}, maximum {peak:.3f}" for mean, peak in regions))
+    log.info(f"{verdict}: the mean is {'at most' if is_kept else 'more than'} {tolerance:g}")
+    statement = read_provenance(after.metadata.xmp)
+    log.info(f"{coloured} states:" if statement else f"{coloured} does not state how it was made")
+    for name, value in statement.items():
+        log.info(f"  {name}: {value}")
+    return 0 if is_kept else 1
 
 
 def score(

@@ -196,7 +196,8 @@ def verify(
     statement = read_provenance(after.metadata.xmp)
     log.info(f"{coloured} states:" if statement else f"{coloured} does not state how it was made")
     for name, value in statement.items():
-        log.info(f"  {name}: {value}")
+        # Text from the file could contain control characters.
+        log.info(f"  {name}: {value if value.isprintable() else ascii(value)}")
     return 0 if is_kept else 1
 
 

@@ -119,7 +119,8 @@ def keep_descriptive(exif: Image.Exif) -> Image.Exif:
     descriptive = Image.Exif()
     descriptive.endian = exif.endian
     directories = (EXIF_DIRECTORY, GPS_DIRECTORY)
-    descriptive.update({tag: _keep_bytes(exif[tag]) for tag in exif if tag not in (*_STORAGE_TAGS, *directories)})
+    elsewhere = _STORAGE_TAGS | {*directories, _INTEROP_DIRECTORY}
+    descriptive.update({tag: _keep_bytes(exif[tag]) for tag in exif if tag not in elsewhere})
     for directory in directories:
         entries = {tag: _keep_bytes(value) for tag, value in exif.get_ifd(directory).items()}
         if isinstance(entries.get(_INTEROP_DIRECTORY), int):  # The offset of a directory, instead of its content.
@@ -153,10 +154,11 @@ def _keep_bytes(value: Any) -> Any:
     return value.encode("latin-1", "replace") if isinstance(value, str) and not value.isascii() else value
 
 
-def read_metadata(path: Path, image: Image.Image, size: tuple[int, int]) -> FileMetadata:
+def read_metadata(path: Path, image: Image.Image, exif: bytes | None, size: tuple[int, int]) -> FileMetadata:
     """Return the other metadata of the file. ``image`` is the open file, after its pixels were decoded.
 
-    ``size`` is the width and height of the upright image. The pixel sizes in XMP are updated to it.
+    ``exif`` is the result of `read_exif`. ``size`` is the width and height of the upright image. The pixel sizes in XMP
+    are updated to it.
     """
     found: dict[str, Any] = {"xmp": None, "omitted": []}
     try:
@@ -170,6 +172,8 @@ def read_metadata(path: Path, image: Image.Image, size: tuple[int, int]) -> File
             found |= {"xmp": image.info.get("xmp"), "encoding": {"lossless": True} if _is_lossless(path) else {}}
         elif isinstance(comment := image.info.get("comment"), bytes):
             found["comments"] = (comment,)
+        if exif is None and set(image.getexif()) - _STORAGE_TAGS - {_ORIENTATION}:
+            found["omitted"].append("damaged EXIF")
         if image.format != "TIFF" and image.getexif().get_ifd(ExifTags.IFD.IFD1):
             found["omitted"].append("EXIF thumbnail")
     except Exception:
@@ -264,7 +268,8 @@ def _read_png(path: Path, image: Image.Image, found: dict[str, Any]) -> None:
     for kind, data in _png_chunks(path):
         keyword = data.partition(b"\0")[0]
         if kind not in _PNG_TEXT:
-            omitted.append("PNG modification time" if kind == b"tIME" else f"PNG chunk {kind.decode('latin-1')}")
+            name = kind.decode() if kind.isalpha() else "of an invalid type"
+            omitted.append("PNG modification time" if kind == b"tIME" else f"PNG chunk {name}")
         elif keyword == b"XML:com.adobe.xmp":
             found["xmp"] = image.info.get("xmp")
         elif profile := re.fullmatch(rb"Raw profile type (exif|APP1|xmp|iptc|8bim)", keyword):

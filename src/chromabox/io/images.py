@@ -341,6 +341,7 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
     if image.mode in ("P", "PA"):
         is_grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
     size = pixels.shape[1], pixels.shape[0]
+    exif = read_exif(image, size)
     # The other images in a multi-picture JPEG (MPO) are previews, depth maps and gain maps, not frames.
     image_format = "JPEG" if image.format == "MPO" else str(image.format)
     return ImageData(
@@ -348,11 +349,11 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         alpha=np.ascontiguousarray(upright[..., -1]) if channels in (2, 4) else None,
         is_grey=is_grey,
         format=image_format,
-        exif=read_exif(image, size),
+        exif=exif,
         icc=image.info.get("icc_profile") or None,
         dpi=read_dpi(image),
         num_frames=1 if image_format == "JPEG" else getattr(image, "n_frames", 1),
-        metadata=read_metadata(path, image, size),
+        metadata=read_metadata(path, image, exif, size),
     )
 
 

@@ -22,7 +22,7 @@ PHOTOSHOP_NS = "http://ns.adobe.com/photoshop/1.0/"
 IPTC_EXTENSION_NS = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 CHROMABOX_NS = "urn:chromabox:xmp:1:"
 #: Maximum size of a packet in bytes, and maximum number of tags and attributes, which determines the time of parsing.
-MAX_XMP_BYTES, MAX_XMP_NODES = 8 << 20, 50_000
+MAX_XMP_BYTES, MAX_XMP_NODES = 8 << 20, 20_000
 
 _RDF_NS, _XMLNS = "http://www.w3.org/1999/02/22-rdf-syntax-ns#", "http://www.w3.org/2000/xmlns/"
 _PREFIXES = {

@@ -3,8 +3,8 @@
 * Formats for reading: JPEG, PNG, TIFF, WebP, BMP, GIF and PPM with 8 or 16 bits, including palettes, transparency and
   CMYK. Of several frames, only the first is read. The size in the header is checked before the pixels are decoded. The
   EXIF orientation is applied exactly once.
-* Writing is atomic, and the suffix determines the format. Alpha, EXIF, colour profile and resolution are kept where the
-  format supports them. 16-bit values are kept in PNG and TIFF.
+* Writing is atomic, and the suffix determines the format. Alpha, colour profile, resolution and metadata are kept where
+  the format supports them; what is not kept is named. 16-bit values are kept in PNG and TIFF.
 * Values are the integers in the file. No colour profile is applied. The profile is returned with the pixels.
 """
 

@@ -86,9 +86,10 @@ RUNTIME = "--precision --compile --channels-last --threads --device"
 FLAGS = {
     "colour": "-o --output --explain --no-explain --model --style --temperature --palette --allow --ban --replace "
     "--hints --min-confidence --match --recursive --no-recursive --workers --overwrite --no-overwrite --contact-sheet "
-    "--temporal-smoothing",
+    "--temporal-smoothing --quality",
     "detect": "-o --output --weights --format --confidence --iou --classes --size --device --workers --overwrite "
     "--no-overwrite",
+    "verify": "--tolerance",
     "score": "-o --output --overwrite --no-overwrite",
     "train": "--recipe --data --palette --seed -o --output --resume --epochs --batch-size --accumulate --learning-rate "
     f"--val-fraction --patience --size --kernel --num-filters --dilation --init {RUNTIME}",
@@ -126,7 +127,7 @@ INVALID = [
 # (arguments, beginning of the message): what a command rejects, in exactly one line.
 REJECTED = [
     ("", "no command given; see chromabox --help"),
-    ("frobnicate", "frobnicate: unknown command; expected one of colour, detect, score, train,"),
+    ("frobnicate", "frobnicate: unknown command; expected one of colour, detect, verify, score, train,"),
     ("train", "no model given: expected one of pool-upsample, "),
     ("train unet --patience 2", "--patience: early stopping needs a validation set"),
     ("train --resume /nowhere", "/nowhere: contains no config.json; use a run folder"),

@@ -26,6 +26,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     "Use": {
         "colour": Command("colour", "Colourise images, folders of images and videos."),
         "detect": Command("detect", "Detect objects in images, folders and videos."),
+        "verify": Command("colour", "Check that a colourised image kept the original lightness."),
         "score": Command("colour", "Compare colourised images with their originals."),
     },
     "Train": {

@@ -1,4 +1,4 @@
-"""The commands ``colour`` and ``score``."""
+"""The commands ``colour``, ``verify`` and ``score``."""
 
 from collections import Counter
 from contextlib import closing
@@ -58,6 +58,7 @@ def colour(
     *,
     output: OutputPath,
     model: Annotated[Path | None, option("PATH", "the bundled photo model")] = None,
+    quality: Annotated[int | None, option("N", "98, or lossless for lossless WebP")] = None,
     explain: bool = False,
     temporal_smoothing: Float = 0.8,
     colours: Annotated[OmitArgPrefixes[ColourArgs], arg(name="colour")] = ColourArgs(),
@@ -66,7 +67,8 @@ def colour(
     """Colourise images, folders of images and videos.
 
     The size, bit depth, metadata and luminance of the input are preserved. The output is sRGB. Values with another
-    colour profile (greyscale, CMYK or RGB) are converted.
+    colour profile (greyscale, CMYK or RGB) are converted. What an output cannot contain is listed at the end. The XMP
+    metadata of each image state that it was colourised (see chromabox verify).
 
     Examples:
       chromabox colour portrait.jpg -o portrait-colour.jpg
@@ -78,6 +80,7 @@ def colour(
         inputs: Images, folders, or one video (.mp4, .mov, .mkv).
         output: Output file for a single image or video, otherwise an output folder.
         model: A run folder, a checkpoint or an exported .onnx file.
+        quality: Quality of JPEG and WebP outputs, 1 to 100.
         explain: Also write OUTPUT.explained.png for every output, which shows the confidence, the entropy, the most
             likely colours at selected points, and the colours of the result.
         temporal_smoothing: For a video: weight of the previous frames in static regions, 0 <= X < 1.
@@ -88,6 +91,7 @@ def colour(
     from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
     from chromabox.colour.inference.load import open_model
     from chromabox.engine.logger import progress_bar
+    from chromabox.io.images import LOSSY_SUFFIXES
     from chromabox.io.manifest import MANIFEST_NAME, Manifest
     from chromabox.io.paths import check_outputs, map_outputs
     from chromabox.io.video import VIDEO_SUFFIXES
@@ -98,7 +102,11 @@ def colour(
         raise UsageError(f"{videos[0]}: is a video; expected no other inputs")
     options = parse_options(**vars(colours), prefix="--")
     settings_files = [Path(path) for path in (model, colours.palette, colours.hints) if path is not None]
+    if quality is not None and not 1 <= quality <= 100:
+        raise UsageError(f"--quality is {quality}: expected 1 to 100")
     if videos:
+        if quality is not None:
+            raise UsageError("--quality: applies only to JPEG and WebP images, not to videos")
         check_outputs([output], [inputs[0], *settings_files], overwrite=folder.overwrite)
         return _colour_video(inputs[0], output, model, options, temporal_smoothing)
     pairs = map_outputs(inputs, output, match=folder.match, recursive=folder.recursive)
@@ -106,6 +114,8 @@ def colour(
         raise UsageError(
             f"--hints: {options.hints} can be applied to only one image, but {len(pairs)} images were given"
         )
+    if quality is not None and not any(target.suffix.lower() in LOSSY_SUFFIXES for _, target in pairs):
+        raise UsageError(f"--quality: applies only to JPEG and WebP, but no output is one ({pairs[0][1]})")
     write_figure = None
     explanations: dict[Path, list[Path]] = {target: [] for _, target in pairs}
     if explain:  # Imported only if needed, because importing matplotlib is slow.
@@ -122,6 +132,7 @@ def colour(
         manifest=manifest,
     )
     network = open_model(model)
+    settings = {**cache_key(network, vars(colours)), "quality": quality}
 
     def claim(*paths: Path) -> None:
         if manifest is not None:
@@ -134,9 +145,10 @@ def colour(
     results = []
     batch = colourise_batch(
         pairs,
-        make_file_coloriser(network, options, on_result=write_figure, before_write=before_write),
-        # The digests of the model and the files are needed only for the manifest.
-        settings={} if manifest is None else cache_key(network, vars(colours)),
+        make_file_coloriser(
+            network, options, settings=settings, quality=quality, on_result=write_figure, before_write=before_write
+        ),
+        settings=settings,
         workers=folder.workers,
         manifest_path=None if manifest is None else output / MANIFEST_NAME,
         overwrite=folder.overwrite,
@@ -151,6 +163,9 @@ def colour(
                 log_lines(*(f"  {note}" for note in result.metadata.get("notes", ())))
     changes = Counter(change for result in results for change in result.metadata.get("changes", ()))
     log_lines(*(f"{change} (images: {count})" for change, count in changes.items()))
+    omitted = Counter(name for result in results for name in result.metadata.get("omitted", ()))
+    if omitted:
+        log_lines("not contained in the outputs: " + ", ".join(f"{name} ({count})" for name, count in omitted.items()))
     done = sorted((result.source, result.target) for result in results if result.error is None)
     if folder.contact_sheet is not None and done:
         claim(*sheets)
@@ -178,6 +193,48 @@ def _colour_video(
     for stream in summary.skipped_streams:
         log.info(f"  not copied: {stream}")
     return 0
+
+
+def verify(
+    original: Annotated[Positional[Path], option("ORIGINAL")],
+    coloured: Annotated[Positional[Path], option("COLOURED")],
+    /,
+    *,
+    tolerance: Float = 0.5,
+) -> int:
+    """Check that a colourised image kept the original lightness.
+
+    Prints the mean and maximum difference of L* (0 to 100), also for each cell of a 3 × 3 grid, and what the metadata
+    of the colourised image state. The exit code is 1 if the mean difference exceeds the tolerance.
+
+    Examples:
+      chromabox verify portrait.jpg portrait-colour.jpg
+
+    Args:
+        original: The image before colourisation.
+        coloured: The colourised image, of the same size.
+        tolerance: Largest accepted mean difference of L*.
+    """
+    from chromabox.colour.evaluation.image_scores import compare_lightness
+    from chromabox.colour.inference.batch import read_provenance
+    from chromabox.io.images import read_image
+
+    if not 0 <= tolerance <= 100:
+        raise UsageError(f"--tolerance is {tolerance}: expected 0 to 100")
+    before, after = read_image(original), read_image(coloured)
+    change = compare_lightness(before, after, f"{coloured} and {original}")
+    is_kept = change.mean <= tolerance
+    verdict = "the lightness is that of the original" if is_kept else "the lightness differs from that of the original"
+    log.info(f"difference of L*: mean {change.mean:.3f}, maximum {change.maximum:.3f}")
+    for row, regions in zip(("top", "middle", "bottom"), change.regions, strict=False):
+        log.info(f"  {row:8}" + "".join(f"  mean {mean:.3f}, maximum {peak:.3f}" for mean, peak in regions))
+    log.info(f"{verdict}: the mean is {'at most' if is_kept else 'more than'} {tolerance:g}")
+    statement = read_provenance(after.metadata.xmp)
+    log.info(f"{coloured} states:" if statement else f"{coloured} does not state how it was made")
+    for name, value in statement.items():
+        # Text from the file could contain control characters.
+        log.info(f"  {name}: {value if value.isprintable() else ascii(value)}")
+    return 0 if is_kept else 1
 
 
 def score(

@@ -3,8 +3,8 @@
 * Formats for reading: JPEG, PNG, TIFF, WebP, BMP, GIF and PPM with 8 or 16 bits, including palettes, transparency and
   CMYK. Of several frames, only the first is read. The size in the header is checked before the pixels are decoded. The
   EXIF orientation is applied exactly once.
-* Writing is atomic, and the suffix determines the format. Alpha, EXIF, colour profile and resolution are kept where the
-  format supports them. 16-bit values are kept in PNG and TIFF.
+* Writing is atomic, and the suffix determines the format. Alpha, resolution and metadata are kept where the format
+  supports them; what is not kept is named. 16-bit values are kept in PNG and TIFF.
 * Pixels are sRGB. Values in another colour space are converted (colour_space.py).
 """
 
@@ -16,7 +16,7 @@ import stat
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from io import BytesIO
@@ -26,12 +26,23 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
 from PIL import Image, ImageFont, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import atomic_write
 from chromabox.io.colour_space import convert_to_srgb, declared_profile, image_to_srgb
-from chromabox.io.exif import ORIENTATION_TAG, read_dpi, read_exif, read_orientation, save_options
-from chromabox.io.sixteen_bit import read_16bit, write_16bit_png, write_16bit_tiff
+from chromabox.io.exif import (
+    ORIENTATION_TAG,
+    FileMetadata,
+    list_omitted,
+    load_directories,
+    read_dpi,
+    read_exif,
+    read_metadata,
+    read_orientation,
+    save_options,
+)
+from chromabox.io.sixteen_bit import TIFF_COMPRESSIONS, read_16bit, write_16bit_png, write_tiff
 
 # Pillow's warnings about unusual headers are not shown on the terminal. Errors are raised.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -42,13 +53,16 @@ _WRITE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF"
 _WRITE_FORMATS |= {".webp": "WEBP", ".bmp": "BMP", ".ppm": "PPM"}
 IMAGE_SUFFIXES: frozenset[str] = frozenset({*_WRITE_FORMATS, ".gif", ".pgm", ".pbm", ".pnm"})
 """Suffixes by which image files in folders are recognised, in lower case."""
+LOSSY_SUFFIXES: frozenset[str] = frozenset(
+    suffix for suffix, image_format in _WRITE_FORMATS.items() if image_format in ("JPEG", "WEBP")
+)
+"""Suffixes of the formats for which a quality can be given."""
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 _GREY_MODES = ("1", "L", "LA")
 _HIGH_BIT_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 # JPEG is written without chroma subsampling, which would reduce the resolution of the colours. PNG compression at this
-# level takes half the time of Pillow's default level, and the files are an eighth larger. TIFF is not compressed,
-# because Pillow's writer for compressed TIFF fails if there is an EXIF block.
+# level takes half the time of Pillow's default level, and the files are an eighth larger.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"subsampling": 0}, "PNG": {"compress_level": 3}}
 _JPEG_END = b"\xff\xd9"
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
@@ -67,9 +81,10 @@ class ImageData:
     `pixels` are sRGB values with the bit depth of the file. `alpha` has the same bit depth, and its maximum value means
     opaque. `is_grey` is true if the file contains a greyscale image. `format` is Pillow's name of the file format.
     `exif` contains no orientation. `icc` is a profile for sRGB if the file has a colour profile. `dpi` is the
-    resolution in pixels per inch (horizontal, vertical). `num_frames` is the number of images in the file, of which
-    this is the first. `changes` are lines about what was changed by reading, such as a conversion to sRGB. `notes` are
-    lines about problems of the file that were solved or ignored.
+    resolution in pixels per inch (horizontal, vertical). `metadata` is everything else that the file states, such as
+    XMP, IPTC and comments, and how it is compressed. `num_frames` is the number of images in the file, of which this is
+    the first. `changes` are lines about what was changed by reading, such as a conversion to sRGB. `notes` are lines
+    about problems of the file that were solved or ignored.
     """
 
     pixels: Pixels
@@ -80,6 +95,7 @@ class ImageData:
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
     num_frames: int = 1
+    metadata: FileMetadata = field(default_factory=FileMetadata)
     changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -192,13 +208,19 @@ def check_file(path: Path, expected: str) -> None:
         raise ChromaboxError(f"{path} {problem}: expected {expected}")
 
 
-def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95) -> None:
+def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95, keep_lossless: bool = True) -> list[str]:
     """Write an image or an array of pixels in the format that the suffix determines.
 
+    Return the names of the metadata and properties of the image that the written file does not have.
+
     16-bit values are kept in PNG and TIFF, and rounded to 8 bits in JPEG, WebP, BMP and PPM. For JPEG, BMP and PPM,
-    which have no alpha, the image is composited on white. `quality` (1 to 100) applies to JPEG and WebP. A missing
-    parent folder is created. Raise UsageError for an unknown suffix or an invalid quality. Raise ChromaboxError if the
-    file cannot be written or the image is larger than the format allows. In these cases, no file is written.
+    which have no alpha, the image is composited on white. `quality` (1 to 100) applies to JPEG and WebP. If
+    `keep_lossless` is true, an image from a lossless WebP is written as a lossless WebP. An image from a TIFF is
+    written as a TIFF with the same compression, or with Deflate if that compression is lossy or not for colours. Other
+    TIFF files are not compressed. A missing parent folder is created.
+
+    Raise UsageError for an unknown suffix or an invalid quality. Raise ChromaboxError if the file cannot be written or
+    the image is larger than the format allows. In these cases, no file is written.
     """
     if not 1 <= quality <= 100:
         raise UsageError(f"invalid quality {quality}: expected 1 to 100")
@@ -209,7 +231,7 @@ def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95) -> 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temp_path:
-            _save_image(temp_path, image_format, image, quality)
+            return _save_image(temp_path, image_format, image, quality, keep_lossless)
     except FileExistsError as error:
         raise ChromaboxError(
             f"{path} cannot be written as {image_format}: its parent is a file, not a folder"
@@ -296,6 +318,7 @@ def make_grid(
 def _decode(path: Path, image: Image.Image) -> ImageData:
     """Return the pixels and metadata of the open image, after applying the orientation."""
     orientation = 1
+    load_directories(image)
     values = read_16bit(path, image)
     if image.format == "TIFF":
         orientation = read_orientation(image)
@@ -334,6 +357,8 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
     pixels = np.ascontiguousarray(upright[..., :1].repeat(3, axis=2) if is_grey else upright[..., :3])
     if image.mode in ("P", "PA"):
         is_grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
+    size = pixels.shape[1], pixels.shape[0]
+    exif = read_exif(image, size)
     # The other images in a multi-picture JPEG (MPO) are previews, depth maps and gain maps, not frames.
     image_format = "JPEG" if image.format == "MPO" else str(image.format)
     return ImageData(
@@ -341,10 +366,11 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         alpha=np.ascontiguousarray(upright[..., -1]) if channels in (2, 4) else None,
         is_grey=is_grey,
         format=image_format,
-        exif=read_exif(image),
+        exif=exif,
         icc=srgb.icc,
         dpi=read_dpi(image),
         num_frames=1 if image_format == "JPEG" else getattr(image, "n_frames", 1),
+        metadata=read_metadata(path, image, exif, size),
         changes=srgb.changes,
         notes=notes + srgb.notes,
     )
@@ -397,29 +423,51 @@ def _walk_jpeg(jpeg: bytes) -> tuple[bool, bool]:
     return 0 <= position < len(jpeg) - 1, bool(missing) and not any(missing.values())
 
 
-def _save_image(path: Path, image_format: str, image_data: ImageData, quality: int) -> None:
-    pixels, alpha = image_data.pixels, image_data.alpha
+def _save_image(path: Path, image_format: str, image_data: ImageData, quality: int, keep_lossless: bool) -> list[str]:
+    """Write the image. Return the names of what the file does not contain."""
+    pixels, alpha, metadata = image_data.pixels, image_data.alpha, image_data.metadata
     side, max_side = max(pixels.shape), _MAX_SIDE.get(image_format)
     if max_side is not None and side > max_side:
         raise ValueError(
             f"the image has a side of {side:,} pixels; expected at most {max_side:,}; use PNG or TIFF for larger images"
         )
-    options = save_options(image_format, image_data.exif, image_data.icc, image_data.dpi)
-    if image_data.bit_depth == 16 and image_format in ("PNG", "TIFF"):
-        write = write_16bit_png if image_format == "PNG" else write_16bit_tiff
-        write(path, pixels if alpha is None else np.dstack([pixels, alpha]), options)
-        return
+    fields = (image_data.exif, image_data.icc, image_data.dpi, metadata)
+    options, omitted = save_options(image_format, *fields), list_omitted(image_format, *fields)
+    if alpha is not None and image_format not in ("PNG", "TIFF", "WEBP"):
+        omitted.append("transparency")
+    if image_data.bit_depth == 16 and image_format not in ("PNG", "TIFF"):
+        omitted.append("16 bits per channel")
+    encoding = metadata.encoding if image_data.format == image_format else {}
+    if image_format == "TIFF" or (image_data.bit_depth == 16 and image_format == "PNG"):
+        values = pixels if alpha is None else np.dstack([pixels, alpha])
+        if image_format == "PNG":
+            write_16bit_png(path, values, options)
+            return omitted
+        compression = TIFF_COMPRESSIONS.get(encoding.get("compression", 1))
+        if compression is None:
+            omitted.append(f"TIFF compression {encoding['compression_name']} (Deflate is used instead)")
+        write_tiff(path, values, options, 8 if compression is None else compression)
+        return omitted
     options |= _SAVE_OPTIONS.get(image_format, {})
     if image_format in ("JPEG", "WEBP"):
         options["quality"] = quality
+    if image_format == "JPEG":
+        options |= encoding
+    if image_format == "WEBP" and keep_lossless and encoding:
+        options |= {"lossless": True, "exact": True, "quality": 75}  # For lossless files, the effort of compression.
+    if "chunks" in options:
+        options["pnginfo"] = PngInfo()
+        for kind, data in options.pop("chunks"):
+            options["pnginfo"].add(kind, data)
     image = Image.fromarray(to_uint8(pixels))
     if alpha is not None:
         opacity = Image.fromarray(to_uint8(alpha))
-        if image_format in ("PNG", "TIFF", "WEBP"):
+        if image_format in ("PNG", "WEBP"):
             image.putalpha(opacity)
         else:
             image = Image.composite(image, Image.new("RGB", image.size, "white"), opacity)
     image.save(path, format=image_format, **options)
+    return omitted
 
 
 @lru_cache(maxsize=8)

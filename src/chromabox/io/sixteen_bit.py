@@ -1,22 +1,27 @@
-"""PNG and TIFF with 16 bits per channel, which Pillow reads and writes at 8 bits, and TIFF with 32 or 64 bits.
+"""PNG and TIFF with 16 bits per channel, which Pillow reads and writes at 8 bits, and TIFF with other bit depths.
+
+TIFF files with 8 bits are written here too, because Pillow cannot write both compressed pixels and an EXIF directory.
+Greyscale TIFF files with 32 or 64 bits are read here, because Pillow reads some of them wrongly.
 
 Pillow opens the file and reads the size and the metadata; tifffile and imagecodecs decode the pixels. These two
 packages are imported where they are used, because their import takes a third of a second and most images do not
 require them.
 """
 
+import itertools
 import logging
 import struct
 import zlib
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped, UInt16
+from jaxtyping import Shaped, UInt8, UInt16
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, keep_descriptive
+from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, keep_descriptive, restore_types
 
 # tifffile's warnings about unusual tags are not shown on the terminal. Errors are raised.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -27,7 +32,15 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 338, 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _EXTRA_UNSPECIFIED, _EXTRA_ASSOCIATED_ALPHA = 0, 1
 
+# Values of the tag Compression. The horizontal predictor, which makes files smaller, is used with some of them.
+_COMPRESSION, _NO_COMPRESSION, _LZW, _DEFLATE, _PACKBITS, _ZSTD = 259, 1, 5, 8, 32773, 50000
+_PREDICTED = (_LZW, _DEFLATE, _ZSTD)
+#: Compressions of a TIFF that can be read, and the lossless compressions with which RGB values are written.
+TIFF_COMPRESSIONS = {code: code for code in (_NO_COMPRESSION, _LZW, _DEFLATE, _PACKBITS, _ZSTD)} | {32946: _DEFLATE}
+_STRIP_BYTES, _TIFF_LEVEL = 1 << 18, 6
+
 PixelValues16 = UInt16[np.ndarray, "height width channels"]
+PixelValues = PixelValues16 | UInt8[np.ndarray, "height width channels"]
 
 
 def read_16bit(path: Path, image: Image.Image) -> Shaped[np.ndarray, "..."] | None:
@@ -90,6 +103,7 @@ def write_16bit_png(path: Path, values: PixelValues16, metadata: Mapping[str, An
         chunks.append((b"pHYs", struct.pack(">IIB", *per_metre, 1)))
     if "exif" in metadata:
         chunks.append((b"eXIf", metadata["exif"].removeprefix(b"Exif\0\0")))
+    chunks += metadata.get("chunks", ())
     with path.open("wb") as file:
         file.write(encoded[:header_bytes])
         for chunk_type, data in chunks:
@@ -98,8 +112,13 @@ def write_16bit_png(path: Path, values: PixelValues16, metadata: Mapping[str, An
         file.write(memoryview(encoded)[header_bytes:])
 
 
-def write_16bit_tiff(path: Path, values: PixelValues16, metadata: Mapping[str, Any]) -> None:
-    """Write RGB or RGBA values in one uncompressed strip, and metadata from `save_options` (TIFF 6.0, section 6)."""
+def write_tiff(
+    path: Path, values: PixelValues, metadata: Mapping[str, Any], compression: int = _NO_COMPRESSION
+) -> None:
+    """Write RGB or RGBA values with 8 or 16 bits, and metadata from `save_options` (TIFF 6.0, section 6).
+
+    ``compression`` is a value of the tag Compression in `TIFF_COMPRESSIONS`. Compressed values are written in strips.
+    """
     height, width, channels = values.shape
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     if "exif" in metadata:
@@ -111,22 +130,54 @@ def write_16bit_tiff(path: Path, values: PixelValues16, metadata: Mapping[str, A
         for tag in (EXIF_DIRECTORY, GPS_DIRECTORY):
             if entries := descriptive.get_ifd(tag):
                 directory[tag] = entries
+    for tag, data in metadata.get("tags", {}).items():
+        directory.tagtype[tag] = 1  # Bytes.
+        directory[tag] = data
+    rows = height if compression == _NO_COMPRESSION else max(1, _STRIP_BYTES // values[0].nbytes)
+    strips = [_compress(values[top : top + rows], compression) for top in range(0, height, rows)]
+    sizes = [len(strip) for strip in strips]
     directory[256], directory[257] = width, height
-    directory[_BITS_PER_SAMPLE] = (16,) * channels
-    directory[259] = 1  # No compression.
+    directory[_BITS_PER_SAMPLE] = (8 * values.itemsize,) * channels
+    directory[_COMPRESSION] = compression
     directory[_PHOTOMETRIC] = _RGB
     directory[277], directory[284] = channels, 1  # Samples per pixel, interleaved.
+    if compression in _PREDICTED:
+        directory[317] = 2  # Horizontal differences.
     if channels == 4:
         directory[_EXTRA_SAMPLES] = 2  # Unassociated alpha: colours are not premultiplied.
-    directory[278] = height
+    directory[278] = rows
     directory.tagtype[279] = directory.tagtype[273] = 4  # Strip sizes and offsets are 32-bit.
-    directory[279] = (values.nbytes,)
-    directory[273] = (0,)  # Relative to the end of the directory; `save` adds its offset.
+    directory[279] = tuple(sizes)
+    # Relative to the end of the directory; `save` adds its offset.
+    directory[273] = tuple(itertools.accumulate(sizes[:-1], initial=0))
     if "icc_profile" in metadata:
         directory[34675] = metadata["icc_profile"]
     if "dpi" in metadata:
         directory[296] = 2  # The next two values are per inch.
         directory[282], directory[283] = metadata["dpi"]
+    header = BytesIO()
+    directory.save(header)
     with path.open("wb") as file:
-        directory.save(file)
-        file.write(np.ascontiguousarray(values, "<u2").data)
+        file.write(restore_types(header.getvalue()))
+        for strip in strips:
+            file.write(strip)
+
+
+def _compress(rows: PixelValues, compression: int) -> bytes | memoryview:
+    """Return one strip in little-endian byte order (TIFF 6.0, sections 9, 13 and 14).
+
+    The predictor replaces values by differences to the pixel on the left, modulo the range of the dtype.
+    """
+    values = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
+    if compression == _NO_COMPRESSION:
+        return values.data.cast("B")
+    if compression in _PREDICTED:
+        values = np.concatenate([values[:, :1], np.diff(values, axis=1)], axis=1)
+    if compression == _DEFLATE:
+        return zlib.compress(values.tobytes(), _TIFF_LEVEL)
+    import imagecodecs
+
+    if compression == _PACKBITS:
+        return b"".join(imagecodecs.packbits_encode(row.tobytes()) for row in values)
+    encode = imagecodecs.lzw_encode if compression == _LZW else imagecodecs.zstd_encode
+    return bytes(encode(values.tobytes()))

@@ -37,17 +37,23 @@ def draw_contact_sheets(
     UsageError for an unsupported suffix or a sheet that would replace one of the images, and ChromaboxError if a sheet
     cannot be written.
     """
-    if output.suffix.lower() not in SHEET_SUFFIXES:
-        raise UsageError(f"{output}: unsupported contact sheet format; expected {', '.join(SHEET_SUFFIXES)}")
     names = _relative_names([source for source, _ in pairs])
     starts = range(0, len(pairs), pairs_per_sheet)
-    sheets = [output] if len(starts) == 1 else [output.with_stem(f"{output.stem}-{n + 1}") for n in range(len(starts))]
+    sheets = contact_sheet_paths(output, len(pairs), pairs_per_sheet)
     for sheet in sheets:
         check_not_input([path for pair in pairs for path in pair], sheet)
     for sheet, start in zip(sheets, starts, strict=True):
         part = slice(start, start + pairs_per_sheet)
         write_image(sheet, np.array(_draw_sheet(pairs[part], names[part], tile_size)), quality=90)
     return sheets
+
+
+def contact_sheet_paths(output: Path, num_pairs: int, pairs_per_sheet: int = MAX_PAIRS_PER_SHEET) -> list[Path]:
+    """Return the paths of the sheets for this number of pairs. Raise UsageError for an unsupported suffix."""
+    if output.suffix.lower() not in SHEET_SUFFIXES:
+        raise UsageError(f"{output}: unsupported contact sheet format; expected {', '.join(SHEET_SUFFIXES)}")
+    count = math.ceil(num_pairs / pairs_per_sheet)
+    return [output] if count <= 1 else [output.with_stem(f"{output.stem}-{number + 1}") for number in range(count)]
 
 
 def _relative_names(sources: Sequence[Path]) -> list[str]:

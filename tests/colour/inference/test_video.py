@@ -12,7 +12,7 @@ from chromabox.colour.inference.load import open_model
 from chromabox.colour.inference.predict import predict_chroma
 from chromabox.colour.inference.video import TemporalSmoother, colourise_video, lightness_at_size
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.video import VIDEO_SUFFIXES
+from chromabox.io.video import WRITABLE_VIDEO_SUFFIXES
 from video_fixtures import decode_frames, make_frame, make_video, read_packets
 
 ORANGE = np.full((6, 8, 2), (30, 40), np.float32)
@@ -23,7 +23,7 @@ def lab(path: Path) -> np.ndarray:
     return np.stack([rgb2lab(frame.to_ndarray(format="rgb24")) for frame in decode_frames(path)])
 
 
-@pytest.mark.parametrize("suffix", sorted(VIDEO_SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(WRITABLE_VIDEO_SUFFIXES))
 def test_colourised_video_keeps_lightness_and_audio(tmp_path: Path, suffix: str) -> None:
     source, target = make_video(tmp_path / f"in{suffix}", with_audio=True), tmp_path / "new" / f"out{suffix}"
     summary = colourise_video(source, target, lambda frame: ORANGE, crf=4.0)

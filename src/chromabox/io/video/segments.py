@@ -74,7 +74,7 @@ def write_segment(
 def read_segment(path: Path) -> Segment | None:
     """Return the arrays of a segment, or None if the file is missing or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None

@@ -79,7 +79,7 @@ def check_free_space(info: VideoInfo, target: Path) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < 2 * estimate:
         raise ChromaboxError(
-            f"{target.parent} has {free / 1e6:,.0f} MB of free space: expected at least {2 * estimate / 1e6:,.0f} MB "
+            f"{target.parent} has {free / 1e6:,.1f} MB of free space: expected at least {2 * estimate / 1e6:,.1f} MB "
             f"for {target.name}"
         )
 

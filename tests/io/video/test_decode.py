@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from chromabox.errors import ChromaboxError
 from chromabox.io.video import iter_frames, probe_video, transcode
@@ -67,3 +68,26 @@ def test_video_without_a_good_frame_is_rejected(tmp_path: Path) -> None:
     damage(video, list(range(12)))
     with pytest.raises(ChromaboxError, match=r"in\.mov contains no decodable frame"):
         probe_video(video)
+
+
+def test_frames_of_another_size_are_scaled_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small, video = make_frame(24, 32), tmp_path / "in.mov"
+    parts = [(FRAMES[:3], tmp_path / "large.mov"), ([small] * 2, tmp_path / "small.mov")]
+    with av.open(str(video), "w") as sink:
+        for frames, path in parts:
+            make_video(path, frames, codec="mjpeg", pix_fmt="yuvj420p", codec_options={"qmin": "1", "qmax": "2"})
+            with av.open(str(path)) as source:
+                if not sink.streams:
+                    stream = sink.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(video=0):
+                    if packet.size:
+                        packet.pts = packet.dts = packet.pts + (0 if frames is parts[0][0] else 3 * 512)
+                        packet.stream = stream
+                        sink.mux(packet)
+    with caplog.at_level(logging.INFO, "chromabox"):
+        result = transcode(probe_video(video), tmp_path / "out.mkv", lambda frame: frame)
+    assert (result.num_frames, result.width, result.height) == (5, 64, 48)
+    assert caplog.messages == [f"{video}: the frame size changes; 2 frame(s) were scaled to 64 × 48"]
+    written = decode_frames(tmp_path / "out.mkv")[4].to_ndarray(format="rgb24")
+    expected = np.asarray(Image.fromarray(small).resize((64, 48), Image.Resampling.BICUBIC))
+    assert np.abs(written.astype(int) - expected).mean() < 3

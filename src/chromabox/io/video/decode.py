@@ -56,7 +56,7 @@ def iter_source_frames(info: VideoInfo, source: "InputContainer", video: "VideoS
 
     A frame is damaged if its packet cannot be decoded or the decoder marks it as corrupt, or if a packet between such a
     frame and the next key frame yields no frame. A damaged frame is replaced by the last good one, and before the first
-    good frame by that frame.
+    good frame by that frame. Frames of another size are scaled to the size of the first one.
     """
     from av.error import FFmpegError
 
@@ -66,6 +66,7 @@ def iter_source_frames(info: VideoInfo, source: "InputContainer", video: "VideoS
     unassigned = iter(info.times)
     damaged: set[int] = set()
     is_after_damage = False
+    num_scaled = 0
     last: SourceFrame | None = None
 
     def repeat(good: "VideoFrame", before: int | None) -> Iterator[SourceFrame]:
@@ -96,6 +97,9 @@ def iter_source_frames(info: VideoInfo, source: "InputContainer", video: "VideoS
                 damaged.add(pts)
                 continue
             damaged.discard(pts)
+            if last is not None and (frame.width, frame.height) != (last.frame.width, last.frame.height):
+                num_scaled += 1
+                frame = frame.reformat(last.frame.width, last.frame.height)
             for repeated in repeat(frame if last is None else last.frame, pts):
                 last = repeated
                 yield repeated
@@ -104,6 +108,9 @@ def iter_source_frames(info: VideoInfo, source: "InputContainer", video: "VideoS
     if last is None:
         raise ChromaboxError(f"{info.path} contains no decodable frame: {EXPECTED_VIDEO}")
     yield from repeat(last.frame, None)
+    if num_scaled:
+        size = f"{last.frame.width} × {last.frame.height}"
+        log.warning(f"{info.path}: the frame size changes; {num_scaled} frame(s) were scaled to {size}")
 
 
 def log_damage(path: Path, num_damaged: int) -> None:

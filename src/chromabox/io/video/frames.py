@@ -83,6 +83,12 @@ def display_matrix(frame: "VideoFrame") -> Int32[np.ndarray, "2 2"]:
     return signs.astype(np.int32)
 
 
+def has_side_data(frame: "VideoFrame", name: str) -> bool:
+    """Return whether a frame has side data of a type, given by FFmpeg's name."""
+    side_data: Any = frame.side_data  # PyAV's stubs cover only one type of side data.
+    return side_data.get(name) is not None
+
+
 def _swscale_flags() -> int:
     """Return swscale flags for accurate conversion. The faster default has errors of up to 2 (of 255)."""
     from av.video.reformatter import Interpolation

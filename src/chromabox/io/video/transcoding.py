@@ -22,7 +22,7 @@ import numpy as np
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import atomic_write
 from chromabox.io.video.decode import iter_source_frames, log_damage
-from chromabox.io.video.frames import FramePixels, decode_frame, encode_frame
+from chromabox.io.video.frames import FramePixels, decode_frame, encode_frame, has_side_data
 from chromabox.io.video.segments import (
     Segment,
     decode_times,
@@ -54,6 +54,14 @@ log = logging.getLogger(__name__)
 
 #: Number of frames in a segment, about half a minute of work. Every segment starts with a key frame.
 SEGMENT_FRAMES = 100
+
+# Side data of frames (FFmpeg's names) that encoded frames do not have.
+_LOST_SIDE_DATA = {
+    "A53_CC": "closed captions",
+    "S12M_TIMECODE": "time codes",
+    "SPHERICAL": "the 360° projection",
+    "STEREO3D": "the stereoscopic layout",
+}
 
 _EXPECTED_TARGET = "use a writable folder with enough free disk space"
 
@@ -143,6 +151,7 @@ def _write_segments(
     encoder: Any = None
     packets: list[Packet[Any]] = []
     num_frames = num_damaged = num_unmarked = 0
+    lost: set[str] = set()
 
     def finish_segment() -> None:
         nonlocal encoder
@@ -155,6 +164,7 @@ def _write_segments(
 
     for source_frame in iter_source_frames(info, source, video):
         num_damaged += source_frame.is_repeated
+        lost |= {text for name, text in _LOST_SIDE_DATA.items() if has_side_data(source_frame.frame, name)}
         num_unmarked += bool(source_frame.frame.interlaced_frame) and not info.field_order
         if num_frames >= num_done:
             if encoder is None:
@@ -177,6 +187,8 @@ def _write_segments(
             finish_segment()
     if encoder is not None:
         finish_segment()
+    if lost:
+        log.warning(f"{path}: not preserved: {', '.join(sorted(lost))} in the frames")
     if num_unmarked:
         log.warning(f"{path}: {num_unmarked} interlaced frame(s) in a progressive video are written as progressive")
     return num_frames, num_damaged

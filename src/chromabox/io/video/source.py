@@ -174,6 +174,9 @@ def probe_video(path: Path) -> VideoInfo:
             offset=Fraction(0) if is_exact else Fraction(source.start_time or 0, 1_000_000),
         )
         notes = tuple(_describe_changes(info, video, first_frame))
+        if source.format.name == "avi" and video.average_rate:
+            # The duration is that of the data. The number of frames is from the header and includes dropped frames.
+            missing_seconds = float(video.frames / video.average_rate) - end_seconds
         if source.format.name in ("avi", "asf", "flv", "mxf") and missing_seconds > 0.5:
             notes += (f"the file may be truncated: its header states {missing_seconds:.1f} s more than it contains",)
         return replace(info, notes=notes)

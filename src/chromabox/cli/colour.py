@@ -77,8 +77,8 @@ def colour(
       chromabox colour film.mp4 -o film-colour.mp4
 
     Args:
-        inputs: Images, folders, or one video (.mp4, .mov, .mkv).
-        output: Output file for a single image or video, otherwise an output folder.
+        inputs: Images, folders, or one video (.mp4, .mov, .mkv, .avi, .mpg, .webm and others).
+        output: Output file for a single image or video (.mp4, .m4v, .mov, .mkv), otherwise an output folder.
         model: A run folder, a checkpoint or an exported .onnx file.
         quality: Quality of JPEG and WebP outputs, 1 to 100.
         explain: Also write OUTPUT.explained.png for every output, which shows the confidence, the entropy, the most
@@ -94,10 +94,10 @@ def colour(
     from chromabox.io.images import LOSSY_SUFFIXES
     from chromabox.io.manifest import MANIFEST_NAME, Manifest
     from chromabox.io.paths import check_outputs, map_outputs
-    from chromabox.io.video import VIDEO_SUFFIXES
+    from chromabox.io.video import is_video, video_target
     from chromabox.report.contact_sheet import contact_sheet_paths, draw_contact_sheets
 
-    videos = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
+    videos = [path for path in inputs if is_video(path)]
     if videos and len(inputs) > 1:
         raise UsageError(f"{videos[0]}: is a video; expected no other inputs")
     options = parse_options(**vars(colours), prefix="--")
@@ -107,8 +107,9 @@ def colour(
     if videos:
         if quality is not None:
             raise UsageError("--quality: applies only to JPEG and WebP images, not to videos")
-        check_outputs([output], [inputs[0], *settings_files], overwrite=folder.overwrite)
-        return _colour_video(inputs[0], output, model, options, temporal_smoothing)
+        target = video_target(inputs[0], output)
+        check_outputs([target], [inputs[0], *settings_files], overwrite=folder.overwrite)
+        return _colour_video(inputs[0], target, model, colours, options, temporal_smoothing)
     pairs = map_outputs(inputs, output, match=folder.match, recursive=folder.recursive)
     if options.hints is not None and len(pairs) > 1:
         raise UsageError(
@@ -178,9 +179,15 @@ def colour(
 
 
 def _colour_video(
-    source: Path, target: Path, model_path: Path | None, options: "ColouriseOptions", smoothing: float
+    source: Path,
+    target: Path,
+    model_path: Path | None,
+    colours: ColourArgs,
+    options: "ColouriseOptions",
+    smoothing: float,
 ) -> int:
     from chromabox.colour.constraints.constraints import ColourConstraints
+    from chromabox.colour.inference.batch import cache_key
     from chromabox.colour.inference.load import open_model
     from chromabox.colour.inference.predict import predict_chroma
     from chromabox.colour.inference.video import colourise_video
@@ -188,10 +195,14 @@ def _colour_video(
     model = open_model(model_path)
     if options.constraints != ColourConstraints() or options.hints is not None:
         raise UsageError(f"{source}: colour constraints and hints are not supported for videos")
-    summary = colourise_video(source, target, lambda frame: predict_chroma(frame, model, options), smoothing=smoothing)
+    summary = colourise_video(
+        source,
+        target,
+        lambda frame: predict_chroma(frame, model, options),
+        smoothing=smoothing,
+        settings=cache_key(model, vars(colours)),
+    )
     log.info(f"{target}: {summary.num_frames} frames, {summary.width} × {summary.height}")
-    for stream in summary.skipped_streams:
-        log.info(f"  not copied: {stream}")
     return 0
 
 

@@ -34,7 +34,7 @@ def detect(
       chromabox detect film.mp4 -o film-annotated.mp4
 
     Args:
-        inputs: Images, folders of images, or videos (.mp4, .mov, .mkv).
+        inputs: Images, folders of images, or videos (.mp4, .mov, .mkv, .avi, .mpg, .webm and others).
         output: Output folder, file for a single annotated image or video, or .json or .csv file for the boxes.
         weights: yolov3-tiny (pretrained weights, downloaded and cached), a .safetensors, .weights, .onnx or .pt file,
             or a run folder.

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.atomic import check_writable_folder
 from chromabox.io.images import IMAGE_SUFFIXES, check_not_input, find_images
 from chromabox.io.manifest import Manifest
 
@@ -59,7 +60,8 @@ def map_outputs(
 
     For a single image, ``output`` can be a file. Otherwise, it is a folder, in which subfolders of the inputs are kept.
     ``match`` and ``recursive`` are as in :func:`expand_inputs`. Raise the same errors, and UsageError for an output
-    that is an input, a suffix that cannot be written, and two inputs that would have the same output.
+    that is an input, a suffix that cannot be written, and two inputs that would have the same output. Raise
+    ChromaboxError for a folder that cannot be written to.
     """
     selected = expand_inputs(inputs, output, match=match, recursive=recursive)
     suffix = output.suffix.lower()
@@ -75,6 +77,7 @@ def map_outputs(
         names = (path if path.suffix.lower() in WRITABLE_SUFFIXES else path.with_suffix(".png") for _, path in selected)
         pairs = [(path, output / name) for (path, _), name in zip(selected, names, strict=True)]
     check_not_input([path for path, _ in pairs], output, *(target for _, target in pairs))
+    check_writable_folder(output.parent if pairs[0][1] == output else output)
     sources: dict[Path, Path] = {}
     for source, target in pairs:
         if target in sources:

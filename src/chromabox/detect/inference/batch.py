@@ -20,10 +20,19 @@ from chromabox.detect.inference.predict import InferenceOptions, run_detector
 from chromabox.detect.weights.onnx_model import DetectorModel
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.atomic import check_writable_folder
 from chromabox.io.images import check_not_url, read_image, write_image
 from chromabox.io.manifest import MANIFEST_NAME, Manifest
 from chromabox.io.paths import check_outputs, expand_inputs, map_outputs
-from chromabox.io.video import VIDEO_SUFFIXES, check_target, iter_frames, probe_video, transcode
+from chromabox.io.video import (
+    WRITABLE_VIDEO_SUFFIXES,
+    check_target,
+    is_video,
+    iter_frames,
+    probe_video,
+    transcode,
+    video_target,
+)
 from chromabox.runtime.parallel import map_ordered
 
 log = logging.getLogger(__name__)
@@ -91,10 +100,11 @@ def plan_detection_outputs(
         if not path.exists():
             raise UsageError(f"{path} does not exist: expected an image, a folder of images or a video")
     suffix = "" if output.is_dir() else output.suffix.lower()
+    check_writable_folder(output.parent if suffix else output)
     single_format = TABLE_FORMATS.get(suffix)
     selected: set[str] = set(formats) or {single_format or "images"}
     is_annotated = "images" in selected and single_format is None
-    video_inputs = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
+    video_inputs = [path for path in inputs if is_video(path)]
     image_inputs = [path for path in inputs if path not in video_inputs]
     # The images in an output folder inside an input folder are earlier results, not inputs.
     files = expand_inputs(image_inputs, None if single_format else output) if image_inputs else []
@@ -106,7 +116,8 @@ def plan_detection_outputs(
     for path in video_inputs:
         target = None
         if is_annotated:
-            target = output if len(inputs) == 1 and suffix in VIDEO_SUFFIXES else output / path.name
+            is_file = len(inputs) == 1 and suffix in WRITABLE_VIDEO_SUFFIXES
+            target = output if is_file else output / video_target(path, Path()).name
             check_target(path, target)
         videos.append(PlannedFile(path, path.name, target))
     if single_format is None and any(planned.target == output for planned in (*images, *videos)):

@@ -144,7 +144,6 @@ BAD_USAGE = [
     ("colour GREY", "output"),
     ("colour nowhere.png -o out", "nowhere.png"),
     ("colour GREY -o GREY", "is the same file as the input"),
-    ("colour GREY GREY -o out", "would be written to the same file"),
     ("colour GREY -o out.gif", "out.gif"),
     ("palette fit PHOTOS -k 1 -o out.json", "colours is 1"),
     ("palette fit -o out.json", "no images given"),

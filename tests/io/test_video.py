@@ -203,8 +203,11 @@ def audio_only(path: Path) -> None:
 
 
 INVALID_VIDEOS = {
-    "noise": (lambda path: path.write_bytes(bytes(range(256)) * 20), "is not an MP4, MOV or Matroska video"),
-    "playlist": (lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nother.mp4\n"), "is not an MP4"),
+    "noise": (lambda path: path.write_bytes(bytes(range(256)) * 20), "is not a video in a supported format"),
+    "playlist": (
+        lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nother.mp4\n"),
+        "is not a video in a supported format",
+    ),
     "empty": (lambda path: path.touch(), "is empty"),
     "missing": (lambda path: None, "does not exist"),
     "folder": (lambda path: path.mkdir(), "is a folder"),

@@ -3,7 +3,7 @@
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -11,7 +11,10 @@ from chromabox.cli.options import Float, Integer, OutputPath, log, log_lines, op
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from chromabox.colour.inference.predict import ColouriseOptions
+    from chromabox.colour.weights.onnx_model import ColourModel
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def colour(
       chromabox colour film.mp4 -o film-colour.mp4
 
     Args:
-        inputs: Images, folders, or one video (.mp4, .mov, .mkv).
+        inputs: Images, videos and folders. Files in folders are recognised by their content.
         output: Output file for a single image or video, otherwise an output folder.
         model: A run folder, a checkpoint or an exported .onnx file.
         explain: Also write OUTPUT.explained.png for every output, which shows the confidence, the entropy, the most
@@ -86,32 +89,29 @@ def colour(
     from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
     from chromabox.colour.inference.load import open_model
     from chromabox.engine.logger import progress_bar
+    from chromabox.io.kinds import count_skipped
     from chromabox.io.manifest import MANIFEST_NAME, Manifest
-    from chromabox.io.paths import check_outputs, map_outputs
-    from chromabox.io.video import VIDEO_SUFFIXES
+    from chromabox.io.paths import check_outputs, name_outputs, select_inputs
     from chromabox.report.contact_sheet import contact_sheet_paths, draw_contact_sheets
 
-    videos = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
-    if videos and len(inputs) > 1:
-        raise UsageError(f"{videos[0]}: is a video; expected no other inputs")
     options = parse_options(**vars(colours), prefix="--")
     settings_files = [Path(path) for path in (model, colours.palette, colours.hints) if path is not None]
-    if videos:
-        check_outputs([output], [inputs[0], *settings_files], overwrite=folder.overwrite)
-        return _colour_video(inputs[0], output, model, options, temporal_smoothing)
-    pairs = map_outputs(inputs, output, match=folder.match, recursive=folder.recursive)
+    selection = select_inputs(inputs, output, match=folder.match, recursive=folder.recursive)
+    pairs = name_outputs(selection, output)
+    videos = {source for source, _ in selection.videos}
+    image_pairs = [pair for pair in pairs if pair[0] not in videos]
     if options.hints is not None and len(pairs) > 1:
         raise UsageError(
             f"--hints: {options.hints} can be applied to only one image, but {len(pairs)} images were given"
         )
     write_figure = None
-    explanations: dict[Path, list[Path]] = {target: [] for _, target in pairs}
+    explanations: dict[Path, list[Path]] = {target: [] for _, target in pairs}  # A video has no explanation.
     if explain:  # Imported only if needed, because importing matplotlib is slow.
         from chromabox.report.explain import explanation_path, write_explanation
 
         write_figure = write_explanation
-        explanations = {target: [explanation_path(target)] for _, target in pairs}
-    sheets = [] if folder.contact_sheet is None else contact_sheet_paths(folder.contact_sheet, len(pairs))
+        explanations |= {target: [explanation_path(target)] for _, target in image_pairs}
+    sheets = [] if folder.contact_sheet is None else contact_sheet_paths(folder.contact_sheet, len(image_pairs))
     manifest = None if pairs[0][1] == output else Manifest(output / MANIFEST_NAME, {})
     check_outputs(
         [path for target, figures in explanations.items() for path in (target, *figures)] + sheets,
@@ -129,10 +129,18 @@ def colour(
     def before_write(target: Path) -> None:
         claim(target, *explanations[target])
 
+    colour_image = make_file_coloriser(network, options, on_result=write_figure, before_write=before_write)
+
+    def process_file(source: Path, target: Path) -> "Mapping[str, Any]":
+        if source not in videos:
+            return colour_image(source, target)
+        before_write(target)
+        return _colour_video(source, target, network, options, temporal_smoothing, show_progress=len(pairs) == 1)
+
     results = []
     batch = colourise_batch(
         pairs,
-        make_file_coloriser(network, options, on_result=write_figure, before_write=before_write),
+        process_file,
         # The digests of the model and the files are needed only for the manifest.
         settings={} if manifest is None else cache_key(network, vars(colours)),
         workers=folder.workers,
@@ -148,32 +156,46 @@ def colour(
                 log.info(f"{result.target}{' (up to date)' if result.skipped else ''}")
                 log_lines(*(f"  {note}" for note in result.metadata.get("notes", ())))
     done = sorted((result.source, result.target) for result in results if result.error is None)
-    if folder.contact_sheet is not None and done:
+    drawn = [pair for pair in done if pair[0] not in videos]
+    if folder.contact_sheet is not None and drawn:
         claim(*sheets)
-        for path in draw_contact_sheets(done, folder.contact_sheet):
+        for path in draw_contact_sheets(drawn, folder.contact_sheet):
             log.info(path)
-    for result in results:
-        if result.error is not None:
-            log.warning(f"failed: {result.error}")
-    return 0 if len(done) == len(results) else 1
+    if any(path.is_dir() for path in inputs):
+        skipped = sum(result.skipped for result in results)
+        counts = {"colourised": len(done) - skipped, "up to date": skipped, "failed": len(results) - len(done)}
+        counts["not processed"] = sum(map(len, selection.skipped.values()))
+        log_lines(", ".join(f"{name}: {count}" for name, count in counts.items()), *count_skipped(selection.skipped))
+    failures = [result.error for result in results if result.error is not None] + selection.unreadable
+    for failure in failures:
+        log.warning(f"failed: {failure}")
+    return 1 if failures else 0
 
 
 def _colour_video(
-    source: Path, target: Path, model_path: Path | None, options: "ColouriseOptions", smoothing: float
-) -> int:
+    source: Path,
+    target: Path,
+    model: "ColourModel",
+    options: "ColouriseOptions",
+    smoothing: float,
+    show_progress: bool,
+) -> dict[str, list[str]]:
+    """Colourise a video and return notes about it, as the function for images does."""
     from chromabox.colour.constraints.constraints import ColourConstraints
-    from chromabox.colour.inference.load import open_model
     from chromabox.colour.inference.predict import predict_chroma
     from chromabox.colour.inference.video import colourise_video
 
-    model = open_model(model_path)
     if options.constraints != ColourConstraints() or options.hints is not None:
         raise UsageError(f"{source}: colour constraints and hints are not supported for videos")
-    summary = colourise_video(source, target, lambda frame: predict_chroma(frame, model, options), smoothing=smoothing)
-    log.info(f"{target}: {summary.num_frames} frames, {summary.width} × {summary.height}")
-    for stream in summary.skipped_streams:
-        log.info(f"  not copied: {stream}")
-    return 0
+    summary = colourise_video(
+        source,
+        target,
+        lambda frame: predict_chroma(frame, model, options),
+        smoothing=smoothing,
+        show_progress=show_progress,
+    )
+    notes = [f"{summary.num_frames} frames, {summary.width} × {summary.height}"]
+    return {"notes": notes + [f"not copied: {stream}" for stream in summary.skipped_streams]}
 
 
 def score(

@@ -1,6 +1,7 @@
 """Reading and transcoding of videos with PyAV. Frames are processed as upright RGB, and other streams are copied.
 
-* Reading: MP4, MOV and Matroska, recognised by content. No other demuxer is used, and no URL in a file is opened.
+* Reading: MP4, MOV, Matroska, WebM, AVI and MPEG, recognised by content. No other demuxer is used, and no URL in a file
+  is opened.
 * Writing: H.264 (libx264), 8 bits, 4:2:0, with the timestamps of the source frames. Audio, subtitles, chapters, title
   and date are copied. The video is written to a temporary file in the same folder and then renamed.
 * Decoding uses the colour matrix and range in the file. If the file specifies no matrix, BT.709 is used for 720 lines
@@ -106,6 +107,7 @@ _SUPPORTED_SUFFIXES = ", ".join(sorted(VIDEO_SUFFIXES))
 #: Constant rate factor, 0 (lossless) to 51 (worst). According to the FFmpeg H.264 guide, 17 or 18 is visually lossless
 #: or nearly so.
 DEFAULT_CRF = 18.0
+_DEMUXERS = "mov,matroska,avi,mpeg,mpegvideo,mpegts"
 _HDR_TRANSFERS = (16, 18)  # PQ and HLG, by their numbers in ITU-T H.273
 _EXPECTED_VIDEO = "expected an intact video"
 
@@ -340,15 +342,14 @@ def _copyable_metadata(metadata: dict[str, str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _open_input(path: Path) -> "Iterator[InputContainer]":
-    """Open a video. Its format is detected from its content, but the suffix must be supported."""
+    """Open a video. Its format is detected from its content."""
     check_file(path, "a video")
-    _check_suffix(path)
     try:
         import av
     except ImportError as error:
         raise missing_package("reading a video", error, "video") from error
-    options = {"format_whitelist": "mov,matroska", "protocol_whitelist": "file"}
-    with _wrap_av_errors(path, "is not an MP4, MOV or Matroska video, or is truncated or corrupt"):
+    options = {"format_whitelist": _DEMUXERS, "protocol_whitelist": "file"}
+    with _wrap_av_errors(path, "is not a video in a supported format, or is truncated or corrupt"):
         source = av.open(str(path.resolve()), container_options=options, metadata_errors="replace")
     with source:
         yield source

@@ -61,7 +61,7 @@ def colour(
     output: OutputPath,
     model: Annotated[Path | None, option("PATH", "the bundled photo model")] = None,
     explain: bool = False,
-    temporal_smoothing: Float = 0.8,
+    temporal_smoothing: Annotated[float | None, option("X", "0.8")] = None,
     colours: Annotated[OmitArgPrefixes[ColourArgs], arg(name="colour")] = ColourArgs(),
     folder: OmitArgPrefixes[FolderArgs] = FolderArgs(),
 ) -> int:
@@ -97,6 +97,17 @@ def colour(
     options = parse_options(**vars(colours), prefix="--")
     settings_files = [Path(path) for path in (model, colours.palette, colours.hints) if path is not None]
     selection = select_inputs(inputs, output, match=folder.match, recursive=folder.recursive)
+    has_folder = any(path.is_dir() for path in inputs)
+    for name, is_given, applies, needed in (
+        ("--temporal-smoothing", temporal_smoothing is not None, selection.videos, "a video"),
+        ("--explain", explain, selection.images, "an image"),
+        ("--contact-sheet", folder.contact_sheet is not None, selection.images, "an image"),
+        ("--match", folder.match, has_folder, "a folder"),
+        ("--no-recursive", not folder.recursive, has_folder, "a folder"),
+    ):
+        if is_given and not applies:
+            raise UsageError(f"{name}: has no effect on the given inputs; expected {needed}")
+    smoothing = 0.8 if temporal_smoothing is None else temporal_smoothing
     pairs = name_outputs(selection, output)
     videos = {source for source, _ in selection.videos}
     image_pairs = [pair for pair in pairs if pair[0] not in videos]
@@ -135,7 +146,7 @@ def colour(
         if source not in videos:
             return colour_image(source, target)
         before_write(target)
-        return _colour_video(source, target, network, options, temporal_smoothing, show_progress=len(pairs) == 1)
+        return _colour_video(source, target, network, options, smoothing, show_progress=len(pairs) == 1)
 
     results = []
     batch = colourise_batch(
@@ -161,7 +172,7 @@ def colour(
         claim(*sheets)
         for path in draw_contact_sheets(drawn, folder.contact_sheet):
             log.info(path)
-    if any(path.is_dir() for path in inputs):
+    if has_folder:
         skipped = sum(result.skipped for result in results)
         counts = {"colourised": len(done) - skipped, "up to date": skipped, "failed": len(results) - len(done)}
         counts["not processed"] = sum(map(len, selection.skipped.values()))

@@ -11,6 +11,7 @@ EXTRAS = {
     | {"supervision", "tensorboard", "torch"},
     "assignment": {"jinja2", "pygments", "sympy", "typst"},
     "video": {"av"},
+    "heic": {"pillow_heif"},
 }
 
 

@@ -229,7 +229,7 @@ def loop(folder: Path) -> Path:
 
 GREY_RANGE = "; expected 0 to 1"
 TRUNCATED = "cannot be decoded: the file is truncated or corrupt"
-UNKNOWN = "is not an image or its header is corrupt"
+UNKNOWN = "is not an image, or its kind is unknown"
 INVALID_IMAGES = {
     "truncated JPEG": (bytes_at("a.jpg", encode_half(FLAT, "JPEG")), TRUNCATED),
     "JPEG without its last bytes": (bytes_at("a.jpg", encode(PIXELS, "JPEG")[:-60]), TRUNCATED),

@@ -249,7 +249,7 @@ BAD_INPUTS = [
     ("missing.png", "does not exist: expected an image file"),
     ("folder.png", "is a folder: expected an image file"),
     ("empty.png", "is empty: expected an image file"),
-    ("text.png", "is not an image or its header is corrupt"),
+    ("text.png", "is not an image, or its kind is unknown"),
     ("cut.png", "is truncated or corrupt"),
     ("cut.jpg", "is truncated or corrupt"),
     ("cut.tif", "corrupt"),

@@ -108,6 +108,10 @@ def run_cli(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     if not args:
         raise UsageError("no command given; see chromabox --help")
+    for previous, argument in zip(["", *args], args, strict=False):
+        if argument == "" or (argument.startswith("--") and argument.endswith("=")):
+            name = argument[:-1] or (previous if previous.startswith("-") else "an argument")
+            raise UsageError(f'{name}: is empty (""); expected a value')
     if args[0] in ("-h", "--help"):
         groups = (
             f"{title}:\n" + "".join(f"  {name:8}  {command.summary}\n" for name, command in commands.items())

@@ -4,7 +4,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -12,7 +12,10 @@ from chromabox.cli.options import Float, Integer, OutputPath, log, log_lines, op
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from chromabox.colour.inference.predict import ColouriseOptions
+    from chromabox.colour.weights.onnx_model import ColourModel
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def colour(
     model: Annotated[Path | None, option("PATH", "the bundled photo model")] = None,
     quality: Annotated[int | None, option("N", "98, or lossless for lossless WebP")] = None,
     explain: bool = False,
-    temporal_smoothing: Float = 0.8,
+    temporal_smoothing: Annotated[float | None, option("X", "0.8")] = None,
     colours: Annotated[OmitArgPrefixes[ColourArgs], arg(name="colour")] = ColourArgs(),
     folder: OmitArgPrefixes[FolderArgs] = FolderArgs(),
 ) -> int:
@@ -77,7 +80,7 @@ def colour(
       chromabox colour film.mp4 -o film-colour.mp4
 
     Args:
-        inputs: Images, folders, or one video (.mp4, .mov, .mkv, .avi, .mpg, .webm and others).
+        inputs: Images, videos and folders. Files in folders are recognised by their content.
         output: Output file for a single image or video (.mp4, .m4v, .mov, .mkv), otherwise an output folder.
         model: A run folder, a checkpoint or an exported .onnx file.
         quality: Quality of JPEG and WebP outputs, 1 to 100.
@@ -88,43 +91,52 @@ def colour(
     if not inputs:
         raise UsageError("no input given: expected at least one image, folder or video")
     from chromabox.colour.api import parse_options
+    from chromabox.colour.constraints.constraints import ColourConstraints
     from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
     from chromabox.colour.inference.load import open_model
+    from chromabox.colour.inference.video import DEFAULT_SMOOTHING
     from chromabox.engine.logger import progress_bar
     from chromabox.io.images import LOSSY_SUFFIXES
+    from chromabox.io.kinds import count_skipped
     from chromabox.io.manifest import MANIFEST_NAME, Manifest
-    from chromabox.io.paths import check_outputs, map_outputs
-    from chromabox.io.video import is_video, video_target
+    from chromabox.io.paths import check_outputs, name_outputs, select_inputs
     from chromabox.report.contact_sheet import contact_sheet_paths, draw_contact_sheets
 
-    videos = [path for path in inputs if is_video(path)]
-    if videos and len(inputs) > 1:
-        raise UsageError(f"{videos[0]}: is a video; expected no other inputs")
     options = parse_options(**vars(colours), prefix="--")
     settings_files = [Path(path) for path in (model, colours.palette, colours.hints) if path is not None]
     if quality is not None and not 1 <= quality <= 100:
         raise UsageError(f"--quality is {quality}: expected 1 to 100")
-    if videos:
-        if quality is not None:
-            raise UsageError("--quality: applies only to JPEG and WebP images, not to videos")
-        target = video_target(inputs[0], output)
-        check_outputs([target], [inputs[0], *settings_files], overwrite=folder.overwrite)
-        return _colour_video(inputs[0], target, model, colours, options, temporal_smoothing)
-    pairs = map_outputs(inputs, output, match=folder.match, recursive=folder.recursive)
+    selection = select_inputs(inputs, output, match=folder.match, recursive=folder.recursive)
+    pairs = name_outputs(selection, output)
+    has_folder = any(path.is_dir() for path in inputs)
+    is_lossy = any(target.suffix.lower() in LOSSY_SUFFIXES for _, target in pairs)
+    for name, is_given, applies, needed in (
+        ("--quality", quality is not None, is_lossy, "a JPEG or WebP output"),
+        ("--temporal-smoothing", temporal_smoothing is not None, selection.videos, "a video"),
+        ("--explain", explain, selection.images, "an image"),
+        ("--contact-sheet", folder.contact_sheet is not None, selection.images, "an image"),
+        ("--match", folder.match, has_folder, "a folder"),
+        ("--no-recursive", not folder.recursive, has_folder, "a folder"),
+    ):
+        if is_given and not applies:
+            raise UsageError(f"{name}: has no effect on the given inputs; expected {needed}")
+    if selection.videos and (options.constraints != ColourConstraints() or options.hints is not None):
+        raise UsageError(f"{selection.videos[0][0]}: colour constraints and hints are not supported for videos")
+    smoothing = DEFAULT_SMOOTHING if temporal_smoothing is None else temporal_smoothing
+    videos = {source for source, _ in selection.videos}
+    image_pairs = [pair for pair in pairs if pair[0] not in videos]
     if options.hints is not None and len(pairs) > 1:
         raise UsageError(
             f"--hints: {options.hints} can be applied to only one image, but {len(pairs)} images were given"
         )
-    if quality is not None and not any(target.suffix.lower() in LOSSY_SUFFIXES for _, target in pairs):
-        raise UsageError(f"--quality: applies only to JPEG and WebP, but no output is one ({pairs[0][1]})")
     write_figure = None
-    explanations: dict[Path, list[Path]] = {target: [] for _, target in pairs}
+    explanations: dict[Path, list[Path]] = {target: [] for _, target in pairs}  # A video has no explanation.
     if explain:  # Imported only if needed, because importing matplotlib is slow.
         from chromabox.report.explain import explanation_path, write_explanation
 
         write_figure = write_explanation
-        explanations = {target: [explanation_path(target)] for _, target in pairs}
-    sheets = [] if folder.contact_sheet is None else contact_sheet_paths(folder.contact_sheet, len(pairs))
+        explanations |= {target: [explanation_path(target)] for _, target in image_pairs}
+    sheets = [] if folder.contact_sheet is None else contact_sheet_paths(folder.contact_sheet, len(image_pairs))
     manifest = None if pairs[0][1] == output else Manifest(output / MANIFEST_NAME, {})
     check_outputs(
         [path for target, figures in explanations.items() for path in (target, *figures)] + sheets,
@@ -143,13 +155,21 @@ def colour(
     def before_write(target: Path) -> None:
         claim(target, *explanations[target])
 
+    colour_image = make_file_coloriser(
+        network, options, settings=settings, quality=quality, on_result=write_figure, before_write=before_write
+    )
+
+    def process_file(source: Path, target: Path) -> "Mapping[str, Any]":
+        if source not in videos:
+            return colour_image(source, target)
+        before_write(target)
+        return _colour_video(source, target, network, options, smoothing, settings, show_progress=len(pairs) == 1)
+
     results = []
     batch = colourise_batch(
         pairs,
-        make_file_coloriser(
-            network, options, settings=settings, quality=quality, on_result=write_figure, before_write=before_write
-        ),
-        settings=settings,
+        process_file,
+        settings={**settings, "temporal_smoothing": smoothing},
         workers=folder.workers,
         manifest_path=None if manifest is None else output / MANIFEST_NAME,
         overwrite=folder.overwrite,
@@ -168,42 +188,44 @@ def colour(
     if omitted:
         log_lines("not contained in the outputs: " + ", ".join(f"{name} ({count})" for name, count in omitted.items()))
     done = sorted((result.source, result.target) for result in results if result.error is None)
-    if folder.contact_sheet is not None and done:
+    drawn = [pair for pair in done if pair[0] not in videos]
+    if folder.contact_sheet is not None and drawn:
         claim(*sheets)
-        for path in draw_contact_sheets(done, folder.contact_sheet):
+        for path in draw_contact_sheets(drawn, folder.contact_sheet):
             log.info(path)
-    for result in results:
-        if result.error is not None:
-            log.warning(f"failed: {result.error}")
-    return 0 if len(done) == len(results) else 1
+    if has_folder:
+        skipped = sum(result.skipped for result in results)
+        counts = {"colourised": len(done) - skipped, "up to date": skipped, "failed": len(results) - len(done)}
+        counts["not processed"] = sum(map(len, selection.skipped.values()))
+        log_lines(", ".join(f"{name}: {count}" for name, count in counts.items()), *count_skipped(selection.skipped))
+    failures = [result.error for result in results if result.error is not None] + selection.unreadable
+    for failure in failures:
+        log.warning(f"failed: {failure}")
+    return 1 if failures else 0
 
 
 def _colour_video(
     source: Path,
     target: Path,
-    model_path: Path | None,
-    colours: ColourArgs,
+    model: "ColourModel",
     options: "ColouriseOptions",
     smoothing: float,
-) -> int:
-    from chromabox.colour.constraints.constraints import ColourConstraints
-    from chromabox.colour.inference.batch import cache_key
-    from chromabox.colour.inference.load import open_model
+    settings: "Mapping[str, Any]",
+    show_progress: bool,
+) -> dict[str, list[str]]:
+    """Colourise a video and return notes about it, as the function for images does."""
     from chromabox.colour.inference.predict import predict_chroma
     from chromabox.colour.inference.video import colourise_video
 
-    model = open_model(model_path)
-    if options.constraints != ColourConstraints() or options.hints is not None:
-        raise UsageError(f"{source}: colour constraints and hints are not supported for videos")
     summary = colourise_video(
         source,
         target,
         lambda frame: predict_chroma(frame, model, options),
         smoothing=smoothing,
-        settings=cache_key(model, vars(colours)),
+        settings=settings,
+        show_progress=show_progress,
     )
-    log.info(f"{target}: {summary.num_frames} frames, {summary.width} × {summary.height}")
-    return 0
+    return {"notes": [f"{summary.num_frames} frames, {summary.width} × {summary.height}"]}
 
 
 def verify(

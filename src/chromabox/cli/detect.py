@@ -34,7 +34,7 @@ def detect(
       chromabox detect film.mp4 -o film-annotated.mp4
 
     Args:
-        inputs: Images, folders of images, or videos (.mp4, .mov, .mkv, .avi, .mpg, .webm and others).
+        inputs: Images, videos and folders. Files in folders are recognised by their content.
         output: Output folder, file for a single annotated image or video, or .json or .csv file for the boxes.
         weights: yolov3-tiny (pretrained weights, downloaded and cached), a .safetensors, .weights, .onnx or .pt file,
             or a run folder.
@@ -52,6 +52,7 @@ def detect(
     plan = plan_detection_outputs(inputs, output, format, overwrite=overwrite)
     from chromabox.detect.inference.load import open_detector
     from chromabox.detect.inference.predict import InferenceOptions
+    from chromabox.io.kinds import count_skipped
 
     # Several images are processed in parallel by one thread each. A single image or a video frame uses all threads.
     threads = 1 if len(plan.images) > 1 and not plan.videos else None
@@ -59,7 +60,8 @@ def detect(
     options = InferenceOptions.for_detector(detector, confidence, iou, classes or None, size)
     log.info(f"weights: {weights}, network input: {options.size} pixels")
     summary = run_detection(plan, detector, options, workers=workers)
-    log_lines(summary, output)
-    for reason in summary.errors:
-        log.warning(f"failed: {reason}")
-    return 1 if summary.errors else 0
+    log_lines(summary, *count_skipped(plan.skipped), output)
+    failures = [*summary.errors, *plan.unreadable]
+    for failure in failures:
+        log.warning(f"failed: {failure}")
+    return 1 if failures else 0

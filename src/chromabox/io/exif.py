@@ -190,6 +190,8 @@ def read_metadata(path: Path, image: Image.Image, exif: bytes | None, size: tupl
             _read_png(path, image, found)
         elif image.format == "WEBP":
             found |= {"xmp": image.info.get("xmp"), "encoding": {"lossless": True} if _is_lossless(path) else {}}
+        elif image.format in ("AVIF", "HEIF"):
+            found["xmp"] = image.info.get("xmp")
         elif isinstance(comment := image.info.get("comment"), bytes):
             found["comments"] = (comment,)
         if exif is None and set(image.getexif()) - _STORAGE_TAGS - {ORIENTATION_TAG}:

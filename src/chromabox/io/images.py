@@ -1,8 +1,9 @@
 """Safe reading and writing of image files.
 
-* Formats for reading: JPEG, PNG, TIFF, WebP, BMP, GIF and PPM with 8 or 16 bits, including palettes, transparency and
-  CMYK. Of several frames, only the first is read. The size in the header is checked before the pixels are decoded. The
-  EXIF orientation is applied exactly once.
+* Formats for reading: JPEG, PNG, TIFF, WebP, AVIF, JPEG 2000, BMP, GIF, TGA and PPM with 8 or 16 bits, including
+  palettes, transparency and CMYK, and HEIC if pillow-heif is installed. The content determines the format. Of several
+  frames, only the first is read. The size in the header is checked before the pixels are decoded. The EXIF orientation
+  is applied exactly once.
 * Writing is atomic, and the suffix determines the format. Alpha, resolution and metadata are kept where the format
   supports them; what is not kept is named. 16-bit values are kept in PNG and TIFF.
 * Pixels are sRGB. Values in another colour space are converted (colour_space.py).
@@ -42,17 +43,19 @@ from chromabox.io.exif import (
     read_orientation,
     save_options,
 )
+from chromabox.io.kinds import READ_FORMATS, READABLE_IMAGES, UNKNOWN, VIDEO, Kind, count_skipped, identify, list_folder
 from chromabox.io.sixteen_bit import TIFF_COMPRESSIONS, read_16bit, write_16bit_png, write_tiff
 
 # Pillow's warnings about unusual headers are not shown on the terminal. Errors are raised.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-# Only these decoders are used, because some other decoders of Pillow run external programs, for example for EPS.
-_READ_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
-_WRITE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
+_WRITE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG"}
+_WRITE_FORMATS |= {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 _WRITE_FORMATS |= {".webp": "WEBP", ".bmp": "BMP", ".ppm": "PPM"}
-IMAGE_SUFFIXES: frozenset[str] = frozenset({*_WRITE_FORMATS, ".gif", ".pgm", ".pbm", ".pnm"})
-"""Suffixes by which image files in folders are recognised, in lower case."""
+IMAGE_SUFFIXES: frozenset[str] = frozenset(
+    {*_WRITE_FORMATS, ".gif", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jpx", ".tga"}
+)
+"""Suffixes of image files that can be read, in lower case."""
 LOSSY_SUFFIXES: frozenset[str] = frozenset(
     suffix for suffix, image_format in _WRITE_FORMATS.items() if image_format in ("JPEG", "WEBP")
 )
@@ -167,7 +170,8 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore")
             # Given a path, Pillow 11 and later map an uncompressed TIFF into memory and scramble it if its orientation
             # exchanges rows and columns.
-            with path.open("rb") as file, Image.open(file, formats=_READ_FORMATS) as image:
+            kind = identify(path)
+            with path.open("rb") as file, Image.open(file, formats=[_decoder(path, kind)]) as image:
                 yield image
     except ChromaboxError:
         raise
@@ -175,8 +179,9 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         message = f"{path} is too large: its header states far more pixels than allowed ({error}); use a smaller image"
         raise ChromaboxError(message) from error
     except UnidentifiedImageError as error:
-        formats = "JPEG, PNG, TIFF, WebP, BMP, GIF or PPM with 8 or 16 bits"
-        raise ChromaboxError(f"{path} is not an image or its header is corrupt: expected {formats}") from error
+        raise ChromaboxError(
+            f"{path} is damaged: the header of the {kind.description} is corrupt; use another copy"
+        ) from error
     except PermissionError as error:
         raise ChromaboxError(f"{path}: permission denied; change the permissions of the file") from error
     except Exception as error:
@@ -184,6 +189,26 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         raise ChromaboxError(
             f"{path} cannot be decoded: the file is truncated or corrupt ({error}); use another copy"
         ) from error
+
+
+def _decoder(path: Path, kind: Kind) -> str:
+    """Return Pillow's name of the format. Raise ChromaboxError if the file is not an image that can be read."""
+    if kind.format == "HEIF" and not kind.missing_extra:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    elif kind.missing_extra and kind.format != VIDEO:
+        raise ChromaboxError(
+            f"{path}: reading a {kind.description} requires pillow-heif; install it with "
+            f"pip install 'chromabox[{kind.extra}]'"
+        )
+    elif kind == UNKNOWN:
+        raise ChromaboxError(f"{path} is not an image, or its kind is unknown: expected {READABLE_IMAGES}")
+    elif kind.format not in READ_FORMATS:
+        raise ChromaboxError(
+            f"{path} is not an image that can be read ({kind.description}): expected {READABLE_IMAGES}"
+        )
+    return kind.format
 
 
 def check_file(path: Path, expected: str) -> None:
@@ -244,22 +269,18 @@ def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95, kee
 def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[Path, Path]]:
     """Return the path of every image in `paths`, together with its relative path.
 
-    A file in `paths` is included whatever its suffix; its relative path is its name. In a folder, files with a suffix
-    in `IMAGE_SUFFIXES` are included in sorted order; their paths are relative to the folder. Hidden files and folders
-    are skipped, and links to folders are not followed. Raise UsageError for a path that does not exist, and
-    ChromaboxError for a folder without images.
+    A file in `paths` is included whatever it is; its relative path is its name. In a folder, the images are included
+    in sorted order, as in :func:`list_folder`; their paths are relative to the folder. Raise UsageError for a path that
+    does not exist, and ChromaboxError for a folder without images.
     """
     images: list[tuple[Path, Path]] = []
     for path in paths:
         if path.is_dir():
-            found: list[Path] = []
-            for parent, folders, names in os.walk(path):
-                folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-                visible = (Path(parent, name) for name in names if not name.startswith("."))
-                found += [file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES]
-            if not found:
-                raise ChromaboxError(f"{path} contains no images: expected {', '.join(sorted(IMAGE_SUFFIXES))} files")
-            images += sorted((file, file.relative_to(path)) for file in found)
+            content = list_folder(path, IMAGE_SUFFIXES, recursive=recursive)
+            if not content.images:
+                rest = "; ".join(["", *count_skipped(content.skipped), *content.unreadable])
+                raise ChromaboxError(f"{path} contains no images: expected {READABLE_IMAGES}{rest}")
+            images += [(file, file.relative_to(path)) for file in content.images]
         elif path.exists():
             images.append((path, Path(path.name)))
         else:

@@ -13,7 +13,7 @@ from chromabox.colour.inference.load import open_model
 from chromabox.colour.inference.predict import predict_chroma
 from chromabox.colour.inference.video import TemporalSmoother, colourise_video, lightness_at_size
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.video import WRITABLE_VIDEO_SUFFIXES
+from chromabox.io.kinds import WRITABLE_VIDEO_SUFFIXES
 from video_fixtures import decode_frames, make_frame, make_video, read_packets
 
 ORANGE = np.full((6, 8, 2), (30, 40), np.float32)

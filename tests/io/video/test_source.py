@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from chromabox.errors import ChromaboxError
-from chromabox.io.video import is_video, probe_video, transcode, video_target
+from chromabox.io.kinds import is_video
+from chromabox.io.paths import map_outputs
+from chromabox.io.video import probe_video, transcode
 from video_fixtures import make_frame, make_video, mux_sine, to_video_frame
 
 needs_ffprobe = pytest.mark.skipif(shutil.which("ffprobe") is None, reason="ffprobe is not installed")
@@ -62,7 +64,7 @@ def make_container(path: Path, codec: str, audio: str, muxer: str | None = None)
 )
 def test_containers_are_read_and_written(tmp_path: Path, name: str, codec: str, audio: str) -> None:
     video = make_container(tmp_path / name, codec, audio)
-    target = video_target(video, tmp_path / "out")
+    [(_, target)] = map_outputs([video], tmp_path / "out")
     assert is_video(video)
     assert target.suffix == (".m4v" if name == "in.m4v" else ".mkv")
     result = transcode(probe_video(video), target, lambda frame: frame)

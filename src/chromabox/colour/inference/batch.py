@@ -12,7 +12,7 @@ from chromabox.colour.constraints.constraints import ColourPrediction
 from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
 from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.errors import ChromaboxError
-from chromabox.io.images import ImageData, read_image, write_image
+from chromabox.io.images import ImageData, check_file, read_image, write_image
 from chromabox.io.manifest import Manifest, sha256_file
 from chromabox.io.paths import check_writable
 from chromabox.io.xmp import CHROMABOX_NS, IPTC_EXTENSION_NS, Property, edit_xmp, read_xmp
@@ -71,6 +71,7 @@ def colourise_batch(
         source, target = pair
         beside = files_beside(target)
         try:
+            check_file(source, "an image or a video")
             if manifest is not None:
                 # Hash the source first. If it changes during processing, the next run processes it again.
                 digest = sha256_file(source)

@@ -34,7 +34,7 @@ def load_palette(path_or_name: str | Path) -> Palette:
       are integers, without a decimal point, they are 8-bit values. Otherwise, they are RGB values divided by 256.
     * `.gpl`: GIMP's format.
 
-    Raise ChromaboxError for an unknown name or, naming the file, for an invalid file.
+    Raise UsageError for an unknown name and a missing file, and ChromaboxError for an invalid file.
     """
     assets = resources.files("chromabox").joinpath("assets").iterdir()
     bundled = {match[1]: file for file in assets if (match := re.fullmatch(r"palette-(.+)\.json", file.name))}
@@ -44,7 +44,9 @@ def load_palette(path_or_name: str | Path) -> Palette:
     path = Path(path_or_name)
     if path.suffix.lower() not in PALETTE_READERS:
         expected = f"expected one of {', '.join(sorted(bundled))} or a file with suffix {', '.join(PALETTE_READERS)}"
-        raise ChromaboxError(f"{path}: unknown palette; {expected}")
+        raise (ChromaboxError if path.exists() else UsageError)(f"{path}: unknown palette; {expected}")
+    if not path.exists():
+        raise UsageError(f"{path}: does not exist; expected a palette file")
     content = read_bytes(path, "a palette file", MAX_FILE_BYTES)
     try:
         colours, name = PALETTE_READERS[path.suffix.lower()](content)

@@ -6,7 +6,7 @@
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from glob import escape
@@ -21,18 +21,10 @@ from chromabox.detect.weights.onnx_model import DetectorModel
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import check_writable_folder
-from chromabox.io.images import check_not_url, read_image, write_image
+from chromabox.io.images import read_image, write_image
 from chromabox.io.manifest import MANIFEST_NAME, Manifest
-from chromabox.io.paths import check_outputs, expand_inputs, map_outputs
-from chromabox.io.video import (
-    WRITABLE_VIDEO_SUFFIXES,
-    check_target,
-    is_video,
-    iter_frames,
-    probe_video,
-    transcode,
-    video_target,
-)
+from chromabox.io.paths import check_outputs, name_outputs, select_inputs
+from chromabox.io.video import iter_frames, probe_video, transcode
 from chromabox.runtime.parallel import map_ordered
 
 log = logging.getLogger(__name__)
@@ -54,7 +46,8 @@ class PlannedFile:
 class OutputPlan:
     """All inputs and output paths. ``json``, ``csv`` and ``label_folder`` are None for formats that are not written.
 
-    ``folder`` is the output folder, or None if the output is a single file.
+    ``folder`` is the output folder, or None if the output is a single file. ``skipped`` and ``unreadable`` are as in
+    :class:`~chromabox.io.paths.Selection`.
     """
 
     images: tuple[PlannedFile, ...]
@@ -63,6 +56,8 @@ class OutputPlan:
     csv: Path | None
     label_folder: Path | None
     folder: Path | None
+    skipped: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    unreadable: Sequence[str] = ()
 
     def outputs(self) -> list[Path]:
         """Return the paths of all files that will be written. Labels of video frames are included if they exist."""
@@ -95,31 +90,20 @@ def plan_detection_outputs(
     """
     if not inputs:
         raise UsageError("no input given: expected at least one image, folder or video")
-    for path in inputs:
-        check_not_url(path)
-        if not path.exists():
-            raise UsageError(f"{path} does not exist: expected an image, a folder of images or a video")
     suffix = "" if output.is_dir() else output.suffix.lower()
     check_writable_folder(output.parent if suffix else output)
     single_format = TABLE_FORMATS.get(suffix)
     selected: set[str] = set(formats) or {single_format or "images"}
     is_annotated = "images" in selected and single_format is None
-    video_inputs = [path for path in inputs if is_video(path)]
-    image_inputs = [path for path in inputs if path not in video_inputs]
-    # The images in an output folder inside an input folder are earlier results, not inputs.
-    files = expand_inputs(image_inputs, None if single_format else output) if image_inputs else []
-    targets: list[Path | None] = [None] * len(files)
-    if is_annotated and image_inputs:
-        targets = [target for _, target in map_outputs(image_inputs, output)]
-    images = [PlannedFile(path, name.as_posix(), target) for (path, name), target in zip(files, targets, strict=True)]
-    videos = []
-    for path in video_inputs:
-        target = None
-        if is_annotated:
-            is_file = len(inputs) == 1 and suffix in WRITABLE_VIDEO_SUFFIXES
-            target = output if is_file else output / video_target(path, Path()).name
-            check_target(path, target)
-        videos.append(PlannedFile(path, path.name, target))
+    selection = select_inputs(inputs, None if single_format else output)
+    targets: list[Path | None] = [None] * len(selection.files)
+    if is_annotated:
+        targets = [target for _, target in name_outputs(selection, output)]
+    planned = [
+        PlannedFile(path, name.as_posix(), target)
+        for (path, name), target in zip(selection.files, targets, strict=True)
+    ]
+    images, videos = planned[: len(selection.images)], planned[len(selection.images) :]
     if single_format is None and any(planned.target == output for planned in (*images, *videos)):
         single_format = "images"
     if single_format is not None and selected != {single_format}:
@@ -137,7 +121,16 @@ def plan_detection_outputs(
     tables = {name: output if single_format else output / f"detections.{name}" for name in selected}
     label_folder = output / "labels" if "yolo" in selected else None
     folder = None if single_format else output
-    plan = OutputPlan(tuple(images), tuple(videos), tables.get("json"), tables.get("csv"), label_folder, folder)
+    plan = OutputPlan(
+        tuple(images),
+        tuple(videos),
+        tables.get("json"),
+        tables.get("csv"),
+        label_folder,
+        folder,
+        selection.skipped,
+        selection.unreadable,
+    )
     manifest = None if folder is None else Manifest(folder / MANIFEST_NAME, {})
     sources = [planned.source for planned in (*images, *videos)]
     check_outputs(plan.outputs(), sources, overwrite=overwrite, manifest=manifest)

@@ -1,4 +1,4 @@
-"""Reading of videos: recognition by content, properties, and what a transcoding does not preserve.
+"""Reading of videos: properties, and what a transcoding does not preserve.
 
 Only the demuxers in ``_DEMUXERS`` are used, and no URL in a file is opened.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chromabox.errors import ChromaboxError, missing_package
-from chromabox.io.images import IMAGE_SUFFIXES, check_file
+from chromabox.io.images import check_file
 from chromabox.io.video.frames import (
     BT709,
     LIMITED,
@@ -31,15 +31,6 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-WRITABLE_VIDEO_SUFFIXES: frozenset[str] = frozenset({".mp4", ".m4v", ".mov", ".mkv"})
-"""Suffixes of videos that can be written, in lower case."""
-
-VIDEO_SUFFIXES: frozenset[str] = WRITABLE_VIDEO_SUFFIXES | {
-    *(".3g2", ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".ivf", ".m1v", ".m2ts", ".m2v", ".mpeg", ".mpg", ".mts"),
-    *(".mxf", ".nut", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m"),
-}
-"""Usual suffixes of videos that can be read, in lower case. The content of a file determines its format."""
-
 _CONTAINERS = "MP4, MOV, Matroska, WebM, AVI, MPEG, ASF, FLV, Ogg, MXF or DV"
 
 # Names of FFmpeg demuxers. Demuxers that open further files or addresses (concat, hls, dash, image2) are not included.
@@ -47,26 +38,6 @@ _DEMUXERS = "asf,avi,dv,flv,gxf,ivf,matroska,mov,mpeg,mpegts,mpegvideo,mxf,nut,o
 
 # Containers with a reliable number of frames or duration in their headers, and timestamps from 0.
 _EXACT_CONTAINERS = ("mov", "matroska")
-
-# First bytes of video files, by offset. The other containers are recognised by their suffixes only.
-_SIGNATURES = (
-    (0, b"\x1a\x45\xdf\xa3"),  # Matroska, WebM
-    (8, b"AVI "),
-    (0, b"\x00\x00\x01\xba"),  # MPEG program stream
-    (0, b"\x00\x00\x01\xb3"),  # MPEG video
-    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),  # ASF
-    (0, b"FLV\x01"),
-    (0, b"OggS"),
-    (4, b"ftypisom"),
-    (4, b"ftypmp4"),
-    (4, b"ftypM4V"),
-    (4, b"ftypqt  "),
-    (4, b"ftyp3g"),
-    (4, b"ftypiso"),
-    (4, b"ftypavc"),
-    (4, b"moov"),
-    (4, b"mdat"),
-)
 
 _HDR_TRANSFERS = (16, 18)  # PQ and HLG, by their numbers in ITU-T H.273
 EXPECTED_VIDEO = "expected an intact video"
@@ -99,20 +70,6 @@ class VideoInfo:
     notes: tuple[str, ...] = ()
     times: tuple[int, ...] = field(default=(), repr=False)
     offset: Fraction = Fraction(0)
-
-
-def is_video(path: Path) -> bool:
-    """Return whether a file is a video, according to its suffix or, for other suffixes, to its first bytes."""
-    if path.suffix.lower() in VIDEO_SUFFIXES:
-        return not path.is_dir()
-    if path.suffix.lower() in IMAGE_SUFFIXES or not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            start = file.read(16)
-    except OSError:
-        return False
-    return any(start[offset:].startswith(signature) for offset, signature in _SIGNATURES)
 
 
 def probe_video(path: Path) -> VideoInfo:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import check_not_input
-from chromabox.io.video.source import WRITABLE_VIDEO_SUFFIXES, VideoInfo, find_video_stream
+from chromabox.io.kinds import WRITABLE_VIDEO_SUFFIXES
+from chromabox.io.video.source import VideoInfo, find_video_stream
 
 if TYPE_CHECKING:
     from av.codec.context import CodecContext
@@ -47,18 +48,6 @@ class TranscodeResult:
     subtitle_streams: int
     skipped_streams: tuple[str, ...] = ()
     num_damaged: int = 0
-
-
-def video_target(source: Path, output: Path) -> Path:
-    """Return the path of the output video for an output file or folder.
-
-    A path without a suffix is a folder. In a folder, the name of the source is kept. Sources with a suffix that cannot
-    be written become .mkv files, because Matroska supports most audio and subtitle formats.
-    """
-    if output.suffix and not output.is_dir():
-        return output
-    is_writable = source.suffix.lower() in WRITABLE_VIDEO_SUFFIXES
-    return output / (source.name if is_writable else source.with_suffix(".mkv").name)
 
 
 def check_target(path: Path, target: Path) -> None:

@@ -86,7 +86,7 @@ RUNTIME = "--precision --compile --channels-last --threads --device"
 FLAGS = {
     "colour": "-o --output --explain --no-explain --model --style --temperature --palette --allow --ban --replace "
     "--hints --min-confidence --match --recursive --no-recursive --workers --overwrite --no-overwrite --contact-sheet "
-    "--temporal-smoothing",
+    "--temporal-smoothing --pages",
     "detect": "-o --output --weights --format --confidence --iou --classes --size --device --workers",
     "score": "-o --output",
     "train": "--recipe --data --palette --seed -o --output --resume --epochs --batch-size --accumulate --learning-rate "

@@ -13,6 +13,7 @@ from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
     from chromabox.colour.inference.predict import ColouriseOptions
+    from chromabox.io.images import Pages
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def colour(
     *,
     output: OutputPath,
     model: Annotated[Path | None, option("PATH", "the bundled photo model")] = None,
+    pages: Annotated[str, option("all|first|N", "all")] = "all",
     explain: bool = False,
     temporal_smoothing: Float = 0.8,
     colours: Annotated[OmitArgPrefixes[ColourArgs], arg(name="colour")] = ColourArgs(),
@@ -64,8 +66,8 @@ def colour(
 ) -> int:
     """Colourise images, folders of images and videos.
 
-    The size, bit depth, metadata and luminance of the input are preserved. The output is sRGB. Values with another
-    colour profile (greyscale, CMYK or RGB) are converted.
+    The size, bit depth, metadata and luminance of the input are preserved.
+    The output is sRGB: values with another colour profile are converted.
 
     Examples:
       chromabox colour portrait.jpg -o portrait-colour.jpg
@@ -77,12 +79,15 @@ def colour(
         inputs: Images, folders, or one video (.mp4, .mov, .mkv).
         output: Output file for a single image or video, otherwise an output folder.
         model: A run folder, a checkpoint or an exported .onnx file.
+        pages: For files with several pages or frames (TIFF, animated GIF, PNG and WebP): all, only the first, or only
+            page N. All pages are written to one file. The frames of a GIF are written as an animated PNG.
         explain: Also write NAME.explained.png, which shows the confidence, the entropy, the most likely colours at
             selected points, and the colours of the result.
         temporal_smoothing: For a video: weight of the previous frames in static regions, 0 <= X < 1.
     """
     if not inputs:
         raise UsageError("no input given: expected at least one image, folder or video")
+    selected_pages = _parse_pages(pages)
     from chromabox.colour.api import parse_options
     from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
     from chromabox.colour.inference.load import open_model
@@ -106,10 +111,10 @@ def colour(
     if explain:  # Imported only if needed, because importing matplotlib is slow.
         from chromabox.report.explain import write_explanation
     network = open_model(model)
-    work = make_file_coloriser(network, options, on_result=write_explanation if explain else None)
+    work = make_file_coloriser(network, options, pages=selected_pages, on_result=write_explanation if explain else None)
     manifest = None if pairs[0][1] == output or folder.overwrite else output / MANIFEST_NAME
     # The digests of the model and the files are needed only for the manifest.
-    settings = {} if manifest is None else cache_key(network, vars(colours))
+    settings = {} if manifest is None else cache_key(network, vars(colours)) | {"pages": pages}
     results = []
     batch = colourise_batch(pairs, work, settings=settings, workers=folder.workers, manifest_path=manifest)
     with progress_bar("colourising", len(pairs), unit="images") as tick, closing(batch):
@@ -130,6 +135,14 @@ def colour(
         if result.error is not None:
             log.warning(f"failed: {result.error}")
     return 0 if len(done) == len(results) else 1
+
+
+def _parse_pages(text: str) -> "Pages":
+    if text in ("all", "first"):
+        return "all" if text == "all" else "first"
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--pages is {text!r}: expected all, first, or the number of a page, from 1")
+    return int(text)
 
 
 def _colour_video(

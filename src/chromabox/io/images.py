@@ -1,37 +1,39 @@
 """Safe reading and writing of image files.
 
 * Formats for reading: JPEG, PNG, TIFF, WebP, BMP, GIF and PPM with 8 or 16 bits, including palettes, transparency and
-  CMYK. Of several frames, only the first is read. The size in the header is checked before the pixels are decoded. The
-  EXIF orientation is applied exactly once.
+  CMYK, and with several pages or frames. Reduced copies and masks in a TIFF are not pages. The size in the header is
+  checked before the pixels are decoded. The EXIF orientation is applied exactly once.
 * Writing is atomic, and the suffix determines the format. Alpha, EXIF, colour profile and resolution are kept where the
   format supports them. 16-bit values are kept in PNG and TIFF.
 * Pixels are sRGB. Values in another colour space are converted (colour_space.py).
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import re
 import stat
 import struct
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
-from PIL import Image, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageFont, TiffImagePlugin, UnidentifiedImageError
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import atomic_write
 from chromabox.io.colour_space import convert_to_srgb, declared_profile, image_to_srgb
 from chromabox.io.exif import ORIENTATION_TAG, read_dpi, read_exif, read_orientation, save_options
-from chromabox.io.sixteen_bit import read_16bit, write_16bit_png, write_16bit_tiff
+from chromabox.io.sixteen_bit import join_tiffs, read_16bit, write_16bit_png, write_16bit_tiff
 
 # Pillow's warnings about unusual headers are not shown on the terminal. Errors are raised.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -56,6 +58,8 @@ Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 
 """RGB values, from 0 to 255 with 8 bits per channel and from 0 to 65535 with 16 bits per channel."""
 Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]
 PixelValues = UInt8[np.ndarray, "_ _ channels"] | UInt16[np.ndarray, "_ _ channels"]
+Pages = Literal["all", "first"] | int
+"""Selection of pages or frames. An integer is the number of one page, from 1."""
 _UINT16_TO_UINT8 = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
 """The nearest 8-bit value for every 16-bit value, which is divided by 257 = 65535 / 255."""
 
@@ -67,9 +71,10 @@ class ImageData:
     `pixels` are sRGB values with the bit depth of the file. `alpha` has the same bit depth, and its maximum value means
     opaque. `is_grey` is true if the file contains a greyscale image. `format` is Pillow's name of the file format.
     `exif` contains no orientation. `icc` is a profile for sRGB if the file has a colour profile. `dpi` is the
-    resolution in pixels per inch (horizontal, vertical). `num_frames` is the number of images in the file, of which
-    this is the first. `changes` are lines about what was changed by reading, such as a conversion to sRGB. `notes` are
-    lines about problems of the file that were solved or ignored.
+    resolution in pixels per inch (horizontal, vertical). `num_frames` is the number of pages or frames in the file, of
+    which this is one. `duration` is how long a frame of an animation is shown, in milliseconds. `loop` is how often the
+    animation is shown (0: without end). `changes` are lines about what was changed by reading, such as a conversion to
+    sRGB. `notes` are lines about problems of the file that were solved or ignored.
     """
 
     pixels: Pixels
@@ -80,6 +85,8 @@ class ImageData:
     icc: bytes | None = None
     dpi: tuple[float, float] | None = None
     num_frames: int = 1
+    duration: int | None = None
+    loop: int | None = None
     changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -107,7 +114,7 @@ def from_float(
 
 
 def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
-    """Read the image in the file at `path` and return it upright.
+    """Read the image in the file at `path`, or its first page or frame, and return it upright.
 
     16-bit PNG and TIFF and floating-point greyscale in [0, 1] are read at 16 bits. 16-bit CMYK and colour PPM are read
     at 8 bits. Values in another colour space are converted to sRGB. Invalid metadata is omitted. Raise ChromaboxError
@@ -116,17 +123,33 @@ def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
     image, and a pixel mode without a defined range of values. A JPEG that lacks only its end marker is read.
     """
     with _open_image(path) as image:
-        width, height = image.size
-        if width < 1 or height < 1:
-            raise ChromaboxError(f"{path} has no pixels ({width} × {height}): expected at least 1 × 1")
-        if width * height > max_pixels:
+        return _read_page(path, image, _find_pages(image), 0, max_pixels)
+
+
+def read_pages(path: Path, pages: Pages = "all", *, max_pixels: int = 200_000_000) -> Iterator[ImageData]:
+    """Yield all pages or frames of the file at `path`, only the first, or only the one with the given number (from 1).
+
+    The pages of a TIFF are read one by one. An animation is read at once, because each frame depends on the previous
+    ones. Raise the errors of `read_image`, and ChromaboxError for a number above the number of pages and for an
+    animation with more than `max_pixels` pixels in all frames.
+    """
+    with _open_image(path) as image:
+        frames = _find_pages(image)
+        count = len(frames.pages)
+        selected = range(count) if pages == "all" else [0 if pages == "first" else pages - 1]
+        if selected[-1] >= count:
+            raise ChromaboxError(f"{path} has no page {selected[-1] + 1}: expected a number from 1 to {count}")
+        total = image.width * image.height * len(selected)
+        if image.format != "TIFF" and len(selected) > 1 and total > max_pixels:
             raise ChromaboxError(
-                f"{path} is too large: its header states {width} × {height} pixels; "
-                f"expected at most {max_pixels:,} pixels"
+                f"{path} is too large: its {len(selected)} frames have {total:,} pixels; expected at most "
+                f"{max_pixels:,} pixels, or a single page"
             )
-        if image.mode not in (*_COLOUR_MODES, *_GREY_MODES, *_HIGH_BIT_GREY_MODES):
-            raise ChromaboxError(f"{path}: unsupported pixel mode {image.mode}; save the image as RGB or greyscale")
-        return _decode(path, image)
+        batches = [[index] for index in selected] if image.format == "TIFF" else [list(selected)]
+    for batch in batches:
+        with _open_image(path) as image:
+            images = [_read_page(path, image, frames, index, max_pixels) for index in batch]
+        yield from images
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -136,6 +159,7 @@ def image_size(path: Path) -> tuple[int, int]:
     detected.
     """
     with _open_image(path) as image:
+        _go_to_frame(image, _find_pages(image).pages[0])
         width, height = image.size
         # Pillow already returns the upright size of a rotated TIFF.
         return (width, height) if image.format != "TIFF" and read_orientation(image) >= 5 else (height, width)
@@ -219,6 +243,65 @@ def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95) -> 
         raise ChromaboxError(f"{path} cannot be written as {image_format}: {reason}") from error
 
 
+def can_hold_pages(path: Path) -> bool:
+    """Return whether the suffix is that of a format with several pages or frames: TIFF, PNG and WebP."""
+    return _WRITE_FORMATS.get(path.suffix.lower()) in ("TIFF", "PNG", "WEBP")
+
+
+def write_pages(path: Path, pages: Iterable[ImageData], *, quality: int = 95) -> None:
+    """Write a file with one or more pages. A TIFF can hold pages of any size and bit depth.
+
+    PNG and WebP can hold an animation of frames of equal size, with 8 bits. `duration` and `loop` of the frames are
+    kept. One page is written as by `write_image`. Raise the errors of `write_image`, and ChromaboxError for several
+    pages in another format and for frames of different sizes.
+    """
+    iterator = iter(pages)
+    first = next(iterator)
+    second = next(iterator, None)
+    if second is None:
+        write_image(path, first, quality=quality)
+        return
+    if not can_hold_pages(path):
+        raise ChromaboxError(f"{path} can hold only one of several pages: expected .tif, .png or .webp, or one page")
+    image_format, remaining = _WRITE_FORMATS[path.suffix.lower()], itertools.chain([first, second], iterator)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temp_path:
+            if image_format == "TIFF":
+                join_tiffs(temp_path, (_encode_tiff(page, quality) for page in remaining))
+            else:
+                _save_animation(temp_path, image_format, list(remaining), quality)
+    except (OSError, ValueError, OverflowError, struct.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ChromaboxError(f"{path} cannot be written as {image_format}: {reason}") from error
+
+
+def _encode_tiff(page: ImageData, quality: int) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "page.tif")
+        _save_image(path, "TIFF", page, quality)
+        return path.read_bytes()
+
+
+def _save_animation(path: Path, image_format: str, frames: Sequence[ImageData], quality: int) -> None:
+    """Write an animated PNG or WebP. The metadata are those of the first frame."""
+    first = frames[0]
+    if len({frame.pixels.shape for frame in frames}) > 1:
+        raise ValueError("the pages have different sizes; expected equal sizes, or a .tif file")
+    images = [Image.fromarray(to_uint8(frame.pixels)) for frame in frames]
+    if any(frame.alpha is not None for frame in frames):
+        for image, frame in zip(images, frames, strict=True):
+            image.putalpha(255 if frame.alpha is None else Image.fromarray(to_uint8(frame.alpha)))
+    options = save_options(image_format, first.exif, first.icc, first.dpi) | _SAVE_OPTIONS.get(image_format, {})
+    if image_format == "WEBP":
+        options["quality"] = quality
+    else:  # Each frame replaces the previous one, and is not blended with it.
+        options |= {"disposal": 0, "blend": 0}
+    durations = [1000 if frame.duration is None else frame.duration for frame in frames]
+    options |= {"duration": durations, "loop": 1 if first.loop is None else first.loop}
+    images[0].save(path, image_format, save_all=True, append_images=images[1:], **options)
+
+
 def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[Path, Path]]:
     """Return the path of every image in `paths`, together with its relative path.
 
@@ -293,6 +376,68 @@ def make_grid(
     return grid
 
 
+class _Frames(NamedTuple):
+    """Indices of the frames of a file that are pages, and the number of frames."""
+
+    pages: list[int]
+    total: int
+
+
+def _find_pages(image: Image.Image) -> _Frames:
+    """Return the frames that are pages: in a TIFF, those that are neither reduced copies nor masks.
+
+    TIFF 6.0, section 8: bits 0 and 2 of NewSubfileType (tag 254) state a reduced copy and a mask, and the value 2 of
+    the older SubfileType (tag 255) a reduced copy. If all frames are reduced copies, they are pages. The images after
+    the first in a multi-picture JPEG (MPO) are previews, depth maps and gain maps.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        count = getattr(image, "n_frames", 1)
+        return _Frames([0] if image.format == "MPO" else list(range(count)), count)
+    pages = []
+    for frame in itertools.count():
+        try:
+            image.seek(frame)
+        except EOFError:
+            break
+        except (SyntaxError, KeyError, TypeError, ValueError):
+            # Pillow cannot read this page. Its tags have been read. If it is a page, `_read_page` raises the error.
+            pass
+        kind, old_kind = image.tag_v2.get(254, 0), image.tag_v2.get(255, 1)
+        if not (isinstance(kind, int) and kind & 0b101) and old_kind != 2:
+            pages.append(frame)
+    _go_to_frame(image, 0)
+    return _Frames(pages or list(range(frame)), frame)
+
+
+def _go_to_frame(image: Image.Image, frame: int) -> None:
+    """Select a frame. For a TIFF, information that the page does not contain is removed."""
+    if frame != image.tell():
+        if image.format == "TIFF":
+            image.info.clear()
+        image.seek(frame)
+
+
+def _read_page(path: Path, image: Image.Image, frames: _Frames, index: int, max_pixels: int) -> ImageData:
+    """Return the page or frame with the given index (from 0) of an open image, after checking its size."""
+    _go_to_frame(image, frames.pages[index])
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ChromaboxError(f"{path} has no pixels ({width} × {height}): expected at least 1 × 1")
+    if width * height > max_pixels:
+        raise ChromaboxError(
+            f"{path} is too large: its header states {width} × {height} pixels; expected at most {max_pixels:,} pixels"
+        )
+    if image.mode not in (*_COLOUR_MODES, *_GREY_MODES, *_HIGH_BIT_GREY_MODES):
+        raise ChromaboxError(f"{path}: unsupported pixel mode {image.mode}; save the image as RGB or greyscale")
+    data = _decode(path, image)
+    changes = data.changes
+    if image.format == "MPO" and frames.total > 1:
+        changes += ("previews, depth maps and gain maps of a multi-picture JPEG were not carried over",)
+    elif len(frames.pages) < frames.total:
+        changes += ("reduced copies and masks in a TIFF were not carried over",)
+    return replace(data, num_frames=len(frames.pages), changes=changes)
+
+
 def _decode(path: Path, image: Image.Image) -> ImageData:
     """Return the pixels and metadata of the open image, after applying the orientation."""
     orientation = 1
@@ -334,7 +479,6 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
     pixels = np.ascontiguousarray(upright[..., :1].repeat(3, axis=2) if is_grey else upright[..., :3])
     if image.mode in ("P", "PA"):
         is_grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
-    # The other images in a multi-picture JPEG (MPO) are previews, depth maps and gain maps, not frames.
     image_format = "JPEG" if image.format == "MPO" else str(image.format)
     return ImageData(
         pixels=pixels,
@@ -344,7 +488,8 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         exif=read_exif(image),
         icc=srgb.icc,
         dpi=read_dpi(image),
-        num_frames=1 if image_format == "JPEG" else getattr(image, "n_frames", 1),
+        duration=None if "duration" not in image.info else round(image.info["duration"]),
+        loop=image.info.get("loop"),
         changes=srgb.changes,
         notes=notes + srgb.notes,
     )

@@ -1,7 +1,7 @@
 """Parallel batch colourisation of image files, which can be resumed after an interruption."""
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from chromabox.colour.constraints.constraints import ColourPrediction
 from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
 from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.errors import ChromaboxError
-from chromabox.io.images import ImageData, read_image, write_image
+from chromabox.io.images import ImageData, Pages, can_hold_pages, read_pages, write_pages
 from chromabox.io.manifest import Manifest, sha256_file
 from chromabox.runtime.parallel import map_ordered
 
@@ -128,25 +128,51 @@ def make_file_coloriser(
     model: ColourModel,
     options: ColouriseOptions,
     *,
+    pages: Pages = "all",
     on_result: Callable[[ImageData, ImageData, ColourPrediction, Path], str] | None = None,
 ) -> Callable[[Path, Path], Mapping[str, Any]]:
     """Return a function that colourises a source file, writes the target file and returns notes and changes.
 
     Both are lists of lines. The notes are about this image. The changes, such as a conversion of the colour space, are
-    the same for many images. ``on_result`` is called with the input, the colourised image, the
-    prediction and the path of the target, and returns a line that is appended to the notes.
+    the same for many images. ``pages`` selects the pages or frames. ``on_result`` is called with the input, the
+    colourised image, the prediction and the path of the target, for the first selected page, and returns a line that is
+    appended to the notes.
     """
 
     def process_file(source: Path, target: Path) -> Mapping[str, Any]:
-        image = read_image(source)
-        prediction = predict_colours(image.pixels, model, options)
-        colourised = apply_prediction(image, prediction)
-        write_image(target, colourised, quality=JPEG_QUALITY)
-        notes = [f"{source}: {note}" for note in image.notes]
-        if image.num_frames > 1:
-            notes.append(f"{source} has {image.num_frames} frames or pages; only the first was colourised")
-        if on_result is not None:
-            notes.append(on_result(image, colourised, prediction, target))
-        return {"notes": notes, "changes": list(image.changes)}
+        notes: list[str] = []
+        changes: list[str] = []
+        results: list[str] = []
+
+        def colourise_pages() -> Iterator[ImageData]:
+            for number, image in enumerate(read_pages(source, pages), 1):
+                if number == 1:
+                    check_pages(source, target, image.num_frames)
+                prediction = predict_colours(image.pixels, model, options)
+                colourised = apply_prediction(image, prediction)
+                notes.extend(f"{source}: {note}" for note in image.notes)
+                changes.extend(image.changes)
+                if on_result is not None and number == 1:
+                    results.append(on_result(image, colourised, prediction, target))
+                    if pages == "all" and image.num_frames > 1:
+                        results.append("only the first page is explained")
+                yield colourised
+
+        def check_pages(source: Path, target: Path, count: int) -> None:
+            if count == 1:
+                return
+            if pages != "all":
+                which = "the first" if pages == "first" else f"page {pages}"
+                notes.append(f"{source} has {count} frames or pages; only {which} was colourised")
+            elif options.hints is not None:
+                raise ChromaboxError(f"{source} has {count} frames or pages: hints apply to one; add --pages first")
+            elif not can_hold_pages(target):
+                raise ChromaboxError(
+                    f"{source} has {count} frames or pages, and {target} can hold one: expected an output with the "
+                    "suffix .tif, .png or .webp, or --pages first"
+                )
+
+        write_pages(target, colourise_pages(), quality=JPEG_QUALITY)
+        return {"notes": list(dict.fromkeys(notes + results)), "changes": list(dict.fromkeys(changes))}
 
     return process_file

@@ -433,6 +433,8 @@ def _read_page(path: Path, image: Image.Image, frames: _Frames, index: int, max_
     changes = data.changes
     if image.format == "MPO" and frames.total > 1:
         changes += ("previews, depth maps and gain maps of a multi-picture JPEG were not carried over",)
+    elif image.format == "PNG" and frames.total > 1 and path.read_bytes()[24] == 16:  # The bit depth in the header.
+        changes += ("an animated PNG with 16 bits per channel was read with 8 bits",)
     elif len(frames.pages) < frames.total:
         changes += ("reduced copies and masks in a TIFF were not carried over",)
     return replace(data, num_frames=len(frames.pages), changes=changes)

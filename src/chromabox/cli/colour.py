@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from chromabox.colour.inference.predict import ColouriseOptions
     from chromabox.colour.weights.onnx_model import ColourModel
+    from chromabox.io.images import Pages
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def colour(
     output: OutputPath,
     model: Annotated[Path | None, option("PATH", "the bundled photo model")] = None,
     quality: Annotated[int | None, option("N", "98, or lossless for lossless WebP")] = None,
+    pages: Annotated[str, option("all|first|N", "all")] = "all",
     explain: bool = False,
     temporal_smoothing: Annotated[float | None, option("X", "0.8")] = None,
     colours: Annotated[OmitArgPrefixes[ColourArgs], arg(name="colour")] = ColourArgs(),
@@ -69,9 +71,9 @@ def colour(
 ) -> int:
     """Colourise images, folders of images and videos.
 
-    The size, bit depth, metadata and luminance of the input are preserved. The output is sRGB. Values with another
-    colour profile (greyscale, CMYK or RGB) are converted. What an output cannot contain is listed at the end. The XMP
-    metadata of each image state that it was colourised (see chromabox verify).
+    The size, bit depth, metadata and luminance of the input are preserved. The output is sRGB: values with another
+    colour profile are converted. What an output cannot contain is listed at the end. The XMP metadata of each image
+    state that it was colourised (see chromabox verify).
 
     Examples:
       chromabox colour portrait.jpg -o portrait-colour.jpg
@@ -84,12 +86,15 @@ def colour(
         output: Output file for a single image or video (.mp4, .m4v, .mov, .mkv), otherwise an output folder.
         model: A run folder, a checkpoint or an exported .onnx file.
         quality: Quality of JPEG and WebP outputs, 1 to 100.
+        pages: For files with several pages or frames (TIFF, animated GIF, PNG and WebP): all, only the first, or only
+            page N. All pages are written to one file. The frames of a GIF are written as an animated PNG.
         explain: Also write OUTPUT.explained.png for every output, which shows the confidence, the entropy, the most
             likely colours at selected points, and the colours of the result.
         temporal_smoothing: For a video: weight of the previous frames in static regions, 0 <= X < 1.
     """
     if not inputs:
         raise UsageError("no input given: expected at least one image, folder or video")
+    selected_pages = _parse_pages(pages)
     from chromabox.colour.api import parse_options
     from chromabox.colour.constraints.constraints import ColourConstraints
     from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
@@ -112,6 +117,7 @@ def colour(
     is_lossy = any(target.suffix.lower() in LOSSY_SUFFIXES for _, target in pairs)
     for name, is_given, applies, needed in (
         ("--quality", quality is not None, is_lossy, "a JPEG or WebP output"),
+        ("--pages", pages != "all", selection.images, "an image"),
         ("--temporal-smoothing", temporal_smoothing is not None, selection.videos, "a video"),
         ("--explain", explain, selection.images, "an image"),
         ("--contact-sheet", folder.contact_sheet is not None, selection.images, "an image"),
@@ -156,7 +162,13 @@ def colour(
         claim(target, *explanations[target])
 
     colour_image = make_file_coloriser(
-        network, options, settings=settings, quality=quality, on_result=write_figure, before_write=before_write
+        network,
+        options,
+        settings=settings,
+        quality=quality,
+        pages=selected_pages,
+        on_result=write_figure,
+        before_write=before_write,
     )
 
     def process_file(source: Path, target: Path) -> "Mapping[str, Any]":
@@ -169,7 +181,7 @@ def colour(
     batch = colourise_batch(
         pairs,
         process_file,
-        settings={**settings, "temporal_smoothing": smoothing},
+        settings={**settings, "pages": pages, "temporal_smoothing": smoothing},
         workers=folder.workers,
         manifest_path=None if manifest is None else output / MANIFEST_NAME,
         overwrite=folder.overwrite,
@@ -202,6 +214,14 @@ def colour(
     for failure in failures:
         log.warning(f"failed: {failure}")
     return 1 if failures else 0
+
+
+def _parse_pages(text: str) -> "Pages":
+    if text in ("all", "first"):
+        return "all" if text == "all" else "first"
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--pages is {text!r}: expected all, first, or the number of a page, from 1")
+    return int(text)
 
 
 def _colour_video(
@@ -258,6 +278,9 @@ def verify(
     change = compare_lightness(before, after, f"{coloured} and {original}")
     is_kept = change.mean <= tolerance
     verdict = "the lightness is that of the original" if is_kept else "the lightness differs from that of the original"
+    for path, image in ((original, before), (coloured, after)):
+        if image.num_frames > 1:
+            log.info(f"{path} has {image.num_frames} frames or pages; only the first is compared")
     log.info(f"difference of L*: mean {change.mean:.3f}, maximum {change.maximum:.3f}")
     for row, regions in zip(("top", "middle", "bottom"), change.regions, strict=False):
         log.info(f"  {row:8}" + "".join(f"  mean {mean:.3f}, maximum {peak:.3f}" for mean, peak in regions))

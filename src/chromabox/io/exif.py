@@ -32,7 +32,7 @@ from chromabox.io.xmp import (
 )
 
 ORIENTATION_TAG = 0x0112
-EXIF_DIRECTORY, GPS_DIRECTORY, _INTEROP_DIRECTORY = 0x8769, 0x8825, 0xA005
+EXIF_DIRECTORY, GPS_DIRECTORY, INTEROP_DIRECTORY = 0x8769, 0x8825, 0xA005
 _PIXEL_X, _PIXEL_Y = 0xA002, 0xA003
 # EXIF 2.32, 4.6.5: colour space and gamma. Interoperability index (DCF 2.0, 3.3.2): Adobe RGB, which Pillow returns as
 # text or as bytes.
@@ -41,7 +41,7 @@ _COLOUR_SPACE, _SRGB, _GAMMA, _ADOBE_RGB_INDEX = 0xA001, 1, 0xA500, ("R03", "R03
 _UNDEFINED_TAGS = {
     EXIF_DIRECTORY: (0x8828, 0x9000, 0x9101, 0x927C, 0x9286, 0xA000, 0xA20C, 0xA300, 0xA301, 0xA302, 0xA40B),
     GPS_DIRECTORY: (0x1B, 0x1C),
-    _INTEROP_DIRECTORY: (0x2,),
+    INTEROP_DIRECTORY: (0x2,),
 }
 # Tags that describe the storage of the pixels (TIFF 6.0; TIFF/EP; TIFF technical notes) or that are handled elsewhere
 # (XMP, IPTC, Photoshop, profile). They would be invalid in another file. All other tags describe the photograph.
@@ -59,7 +59,7 @@ _XMP_TAG, _IPTC_TAG, _PHOTOSHOP_TAG = 700, 33723, 34377
 _IPTC_RESOURCE, _STALE_RESOURCES = 0x0404, (0x0409, 0x040C, 0x040F, 0x0422, 0x0423, 0x0424)
 _PHOTOSHOP_HEADER, _EXTENDED_XMP_HEADER = b"Photoshop 3.0\0", b"http://ns.adobe.com/xmp/extension/\0"
 _JPEG_SEGMENT_LIMIT = 65_533
-_JPEG_XMP_LIMIT = _JPEG_SEGMENT_LIMIT - 29
+JPEG_XMP_LIMIT = _JPEG_SEGMENT_LIMIT - 29
 # PNG chunks that describe the storage of the pixels or the colour space, or that are handled elsewhere.
 _PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 _PNG_STORAGE = frozenset(b"IHDR PLTE IDAT IEND tRNS sBIT hIST bKGD pHYs eXIf iCCP gAMA cHRM sRGB cICP acTL".split())
@@ -115,7 +115,7 @@ def read_exif(image: Image.Image, size: tuple[int, int] | None = None) -> bytes 
             current |= {_PIXEL_X: size[0], _PIXEL_Y: size[1]}
         details.update({tag: value for tag, value in current.items() if tag in details})
         details.pop(_GAMMA, None)
-        interoperability = details.get(_INTEROP_DIRECTORY, {})
+        interoperability = details.get(INTEROP_DIRECTORY, {})
         if interoperability.get(1) in _ADOBE_RGB_INDEX:
             interoperability[1] = "R98"
         block = b"Exif\0\0" + restore_types(exif.tobytes().removeprefix(b"Exif\0\0"))
@@ -130,7 +130,7 @@ def load_directories(image: Image.Image) -> None:
     """Read the EXIF directories of a TIFF before its pixels, because Pillow may close the file after the pixels."""
     if image.format == "TIFF":
         with contextlib.suppress(Exception):
-            for directory in (EXIF_DIRECTORY, GPS_DIRECTORY, _INTEROP_DIRECTORY):
+            for directory in (EXIF_DIRECTORY, GPS_DIRECTORY, INTEROP_DIRECTORY):
                 image.getexif().get_ifd(directory)
 
 
@@ -139,13 +139,13 @@ def keep_descriptive(exif: Image.Exif) -> Image.Exif:
     descriptive = Image.Exif()
     descriptive.endian = exif.endian
     directories = (EXIF_DIRECTORY, GPS_DIRECTORY)
-    elsewhere = _STORAGE_TAGS | {*directories, _INTEROP_DIRECTORY}
+    elsewhere = _STORAGE_TAGS | {*directories, INTEROP_DIRECTORY}
     descriptive.update({tag: _keep_bytes(exif[tag]) for tag in exif if tag not in elsewhere})
     for directory in directories:
         entries = {tag: _keep_bytes(value) for tag, value in exif.get_ifd(directory).items()}
-        if isinstance(entries.get(_INTEROP_DIRECTORY), int):  # The offset of a directory, instead of its content.
-            del entries[_INTEROP_DIRECTORY]
-            entries[_INTEROP_DIRECTORY] = exif.get_ifd(_INTEROP_DIRECTORY)
+        if isinstance(entries.get(INTEROP_DIRECTORY), int):  # The offset of a directory, instead of its content.
+            del entries[INTEROP_DIRECTORY]
+            entries[INTEROP_DIRECTORY] = exif.get_ifd(INTEROP_DIRECTORY)
         if entries:
             descriptive.get_ifd(directory).update(entries)
     return descriptive
@@ -405,7 +405,7 @@ def _format_options(image_format: str, metadata: FileMetadata) -> dict[str, Any]
         segments += [(0xFE, comment) for comment in metadata.comments]
         extra = b"".join(struct.pack(">BBH", 0xFF, marker, len(data) + 2) + data for marker, data in segments)
         options: dict[str, Any] = {"extra": extra} if extra else {}
-        return options | ({"xmp": xmp} if xmp is not None and len(xmp) <= _JPEG_XMP_LIMIT else {})
+        return options | ({"xmp": xmp} if xmp is not None and len(xmp) <= JPEG_XMP_LIMIT else {})
     if image_format == "WEBP":
         return {} if xmp is None else {"xmp": xmp}
     if image_format == "TIFF":

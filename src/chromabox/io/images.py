@@ -1,38 +1,41 @@
 """Safe reading and writing of image files.
 
 * Formats for reading: JPEG, PNG, TIFF, WebP, AVIF, JPEG 2000, BMP, GIF, TGA and PPM with 8 or 16 bits, including
-  palettes, transparency and CMYK, and HEIC if pillow-heif is installed. The content determines the format. Of several
-  frames, only the first is read. The size in the header is checked before the pixels are decoded. The EXIF orientation
-  is applied exactly once.
+  palettes, transparency and CMYK, with several pages or frames, and HEIC if pillow-heif is installed. The content
+  determines the format. Reduced copies and masks in a TIFF are not pages. The size in the header is checked before the
+  pixels are decoded. The EXIF orientation is applied exactly once.
 * Writing is atomic, and the suffix determines the format. Alpha, resolution and metadata are kept where the format
   supports them; what is not kept is named. 16-bit values are kept in PNG and TIFF.
 * Pixels are sRGB. Values in another colour space are converted (colour_space.py).
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import re
 import stat
 import struct
+import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
-from PIL import Image, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageFont, TiffImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import atomic_write
 from chromabox.io.colour_space import convert_to_srgb, declared_profile, image_to_srgb
 from chromabox.io.exif import (
+    JPEG_XMP_LIMIT,
     ORIENTATION_TAG,
     FileMetadata,
     list_omitted,
@@ -44,7 +47,7 @@ from chromabox.io.exif import (
     save_options,
 )
 from chromabox.io.kinds import READ_FORMATS, READABLE_IMAGES, UNKNOWN, VIDEO, Kind, count_skipped, identify, list_folder
-from chromabox.io.sixteen_bit import TIFF_COMPRESSIONS, read_16bit, write_16bit_png, write_tiff
+from chromabox.io.sixteen_bit import TIFF_COMPRESSIONS, join_tiffs, read_16bit, write_16bit_png, write_tiff
 
 # Pillow's warnings about unusual headers are not shown on the terminal. Errors are raised.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -73,6 +76,8 @@ Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 
 """RGB values, from 0 to 255 with 8 bits per channel and from 0 to 65535 with 16 bits per channel."""
 Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]
 PixelValues = UInt8[np.ndarray, "_ _ channels"] | UInt16[np.ndarray, "_ _ channels"]
+Pages = Literal["all", "first"] | int
+"""Selection of pages or frames. An integer is the number of one page, from 1."""
 _UINT16_TO_UINT8 = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
 """The nearest 8-bit value for every 16-bit value, which is divided by 257 = 65535 / 255."""
 
@@ -85,9 +90,10 @@ class ImageData:
     opaque. `is_grey` is true if the file contains a greyscale image. `format` is Pillow's name of the file format.
     `exif` contains no orientation. `icc` is a profile for sRGB if the file has a colour profile. `dpi` is the
     resolution in pixels per inch (horizontal, vertical). `metadata` is everything else that the file states, such as
-    XMP, IPTC and comments, and how it is compressed. `num_frames` is the number of images in the file, of which this is
-    the first. `changes` are lines about what was changed by reading, such as a conversion to sRGB. `notes` are lines
-    about problems of the file that were solved or ignored.
+    XMP, IPTC and comments, and how it is compressed. `num_frames` is the number of pages or frames in the file, of
+    which this is one. `duration` is how long a frame of an animation is shown, in milliseconds. `loop` is how often the
+    animation is shown (0: without end). `changes` are lines about what was changed by reading, such as a conversion to
+    sRGB. `notes` are lines about problems of the file that were solved or ignored.
     """
 
     pixels: Pixels
@@ -99,6 +105,8 @@ class ImageData:
     dpi: tuple[float, float] | None = None
     num_frames: int = 1
     metadata: FileMetadata = field(default_factory=FileMetadata)
+    duration: int | None = None
+    loop: int | None = None
     changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -126,7 +134,7 @@ def from_float(
 
 
 def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
-    """Read the image in the file at `path` and return it upright.
+    """Read the image in the file at `path`, or its first page or frame, and return it upright.
 
     16-bit PNG and TIFF and floating-point greyscale in [0, 1] are read at 16 bits. 16-bit CMYK and colour PPM are read
     at 8 bits. Values in another colour space are converted to sRGB. Invalid metadata is omitted. Raise ChromaboxError
@@ -135,17 +143,33 @@ def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
     image, and a pixel mode without a defined range of values. A JPEG that lacks only its end marker is read.
     """
     with _open_image(path) as image:
-        width, height = image.size
-        if width < 1 or height < 1:
-            raise ChromaboxError(f"{path} has no pixels ({width} × {height}): expected at least 1 × 1")
-        if width * height > max_pixels:
+        return _read_page(path, image, _find_pages(image), 0, max_pixels)
+
+
+def read_pages(path: Path, pages: Pages = "all", *, max_pixels: int = 200_000_000) -> Iterator[ImageData]:
+    """Yield all pages or frames of the file at `path`, only the first, or only the one with the given number (from 1).
+
+    The pages of a TIFF are read one by one. An animation is read at once, because each frame depends on the previous
+    ones. Raise the errors of `read_image`, and ChromaboxError for a number above the number of pages and for an
+    animation with more than `max_pixels` pixels in all frames.
+    """
+    with _open_image(path) as image:
+        frames = _find_pages(image)
+        count = len(frames.pages)
+        selected = range(count) if pages == "all" else [0 if pages == "first" else pages - 1]
+        if selected[-1] >= count:
+            raise ChromaboxError(f"{path} has no page {selected[-1] + 1}: expected a number from 1 to {count}")
+        total = image.width * image.height * len(selected)
+        if image.format != "TIFF" and len(selected) > 1 and total > max_pixels:
             raise ChromaboxError(
-                f"{path} is too large: its header states {width} × {height} pixels; "
-                f"expected at most {max_pixels:,} pixels"
+                f"{path} is too large: its {len(selected)} frames have {total:,} pixels; expected at most "
+                f"{max_pixels:,} pixels, or a single page"
             )
-        if image.mode not in (*_COLOUR_MODES, *_GREY_MODES, *_HIGH_BIT_GREY_MODES):
-            raise ChromaboxError(f"{path}: unsupported pixel mode {image.mode}; save the image as RGB or greyscale")
-        return _decode(path, image)
+        batches = [[index] for index in selected] if image.format == "TIFF" else [list(selected)]
+    for batch in batches:
+        with _open_image(path) as image:
+            images = [_read_page(path, image, frames, index, max_pixels) for index in batch]
+        yield from images
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -155,6 +179,7 @@ def image_size(path: Path) -> tuple[int, int]:
     detected.
     """
     with _open_image(path) as image:
+        _go_to_frame(image, _find_pages(image).pages[0])
         width, height = image.size
         # Pillow already returns the upright size of a rotated TIFF.
         return (width, height) if image.format != "TIFF" and read_orientation(image) >= 5 else (height, width)
@@ -266,6 +291,77 @@ def write_image(path: Path, image: ImageData | Pixels, *, quality: int = 95, kee
         raise ChromaboxError(f"{path} cannot be written as {image_format}: {reason}") from error
 
 
+def can_hold_pages(path: Path) -> bool:
+    """Return whether the suffix is that of a format with several pages or frames: TIFF, PNG and WebP."""
+    return _WRITE_FORMATS.get(path.suffix.lower()) in ("TIFF", "PNG", "WEBP")
+
+
+def can_hold_xmp(path: Path, packet: bytes | None) -> bool:
+    """Return whether the XMP packet is not too long for the format of the suffix. Only JPEG has a limit."""
+    return packet is None or _WRITE_FORMATS.get(path.suffix.lower()) != "JPEG" or len(packet) <= JPEG_XMP_LIMIT
+
+
+def write_pages(path: Path, pages: Iterable[ImageData], *, quality: int = 95, keep_lossless: bool = True) -> list[str]:
+    """Write a file with one or more pages. A TIFF can hold pages of any size and bit depth.
+
+    PNG and WebP can hold an animation of frames of equal size, with 8 bits. `duration` and `loop` of the frames are
+    kept. One page is written as by `write_image`. Return the names of what the file does not contain. Raise the errors
+    of `write_image`, and ChromaboxError for several pages in another format and for frames of different sizes.
+    """
+    iterator = iter(pages)
+    first = next(iterator)
+    second = next(iterator, None)
+    if second is None:
+        return write_image(path, first, quality=quality, keep_lossless=keep_lossless)
+    if not can_hold_pages(path):
+        raise ChromaboxError(f"{path} can hold only one of several pages: expected .tif, .png or .webp, or one page")
+    image_format, remaining = _WRITE_FORMATS[path.suffix.lower()], itertools.chain([first, second], iterator)
+    omitted: list[str] = []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temp_path:
+            if image_format == "TIFF":
+                join_tiffs(temp_path, (_encode_tiff(page, omitted) for page in remaining))
+            else:
+                omitted += _save_animation(temp_path, image_format, list(remaining), quality, keep_lossless)
+    except (OSError, ValueError, OverflowError, struct.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ChromaboxError(f"{path} cannot be written as {image_format}: {reason}") from error
+    return list(dict.fromkeys(omitted))
+
+
+def _encode_tiff(page: ImageData, omitted: list[str]) -> bytes:
+    """Return a TIFF with one page. Append the names of what it does not contain."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "page.tif")
+        omitted += _save_image(path, "TIFF", page)
+        return path.read_bytes()
+
+
+def _save_animation(
+    path: Path, image_format: str, frames: Sequence[ImageData], quality: int, keep_lossless: bool
+) -> list[str]:
+    """Write an animated PNG or WebP with the metadata of the first frame. Return the names of what it omits."""
+    first = frames[0]
+    if len({frame.pixels.shape for frame in frames}) > 1:
+        raise ValueError("the pages have different sizes; expected equal sizes, or a .tif file")
+    images = [Image.fromarray(to_uint8(frame.pixels)) for frame in frames]
+    if any(frame.alpha is not None for frame in frames):
+        for image, frame in zip(images, frames, strict=True):
+            image.putalpha(255 if frame.alpha is None else Image.fromarray(to_uint8(frame.alpha)))
+    options, omitted = _pillow_options(image_format, first, quality, keep_lossless)
+    if any(frame.bit_depth == 16 for frame in frames):
+        omitted.append("16 bits per channel")
+    if any((frame.exif, frame.dpi, frame.metadata) != (first.exif, first.dpi, first.metadata) for frame in frames):
+        omitted.append("metadata of the pages after the first")
+    if image_format == "PNG":  # Each frame replaces the previous one, and is not blended with it.
+        options |= {"disposal": 0, "blend": 0}
+    durations = [1000 if frame.duration is None else frame.duration for frame in frames]
+    options |= {"duration": durations, "loop": 1 if first.loop is None else first.loop}
+    images[0].save(path, image_format, save_all=True, append_images=images[1:], **options)
+    return omitted
+
+
 def find_images(paths: Sequence[Path], *, recursive: bool = True) -> list[tuple[Path, Path]]:
     """Return the path of every image in `paths`, together with its relative path.
 
@@ -336,6 +432,68 @@ def make_grid(
     return grid
 
 
+class _Frames(NamedTuple):
+    """Indices of the frames of a file that are pages, and the number of frames."""
+
+    pages: list[int]
+    total: int
+
+
+def _find_pages(image: Image.Image) -> _Frames:
+    """Return the frames that are pages: in a TIFF, those that are neither reduced copies nor masks.
+
+    TIFF 6.0, section 8: bits 0 and 2 of NewSubfileType (tag 254) state a reduced copy and a mask, and the value 2 of
+    the older SubfileType (tag 255) a reduced copy. If all frames are reduced copies, they are pages. The images after
+    the first in a multi-picture JPEG (MPO) are previews, depth maps and gain maps.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        count = getattr(image, "n_frames", 1)
+        return _Frames([0] if image.format == "MPO" else list(range(count)), count)
+    pages = []
+    for frame in itertools.count():
+        try:
+            image.seek(frame)
+        except EOFError:
+            break
+        except (SyntaxError, KeyError, TypeError, ValueError):
+            # Pillow cannot read this page. Its tags have been read. If it is a page, `_read_page` raises the error.
+            pass
+        kind, old_kind = image.tag_v2.get(254, 0), image.tag_v2.get(255, 1)
+        if not (isinstance(kind, int) and kind & 0b101) and old_kind != 2:
+            pages.append(frame)
+    _go_to_frame(image, 0)
+    return _Frames(pages or list(range(frame)), frame)
+
+
+def _go_to_frame(image: Image.Image, frame: int) -> None:
+    """Select a frame. For a TIFF, information that the page does not contain is removed."""
+    if frame != image.tell():
+        if image.format == "TIFF":
+            image.info.clear()
+        image.seek(frame)
+
+
+def _read_page(path: Path, image: Image.Image, frames: _Frames, index: int, max_pixels: int) -> ImageData:
+    """Return the page or frame with the given index (from 0) of an open image, after checking its size."""
+    _go_to_frame(image, frames.pages[index])
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ChromaboxError(f"{path} has no pixels ({width} × {height}): expected at least 1 × 1")
+    if width * height > max_pixels:
+        raise ChromaboxError(
+            f"{path} is too large: its header states {width} × {height} pixels; expected at most {max_pixels:,} pixels"
+        )
+    if image.mode not in (*_COLOUR_MODES, *_GREY_MODES, *_HIGH_BIT_GREY_MODES):
+        raise ChromaboxError(f"{path}: unsupported pixel mode {image.mode}; save the image as RGB or greyscale")
+    data = _decode(path, image)
+    metadata, changes = data.metadata, data.changes
+    if image.format == "PNG" and frames.total > 1 and path.read_bytes()[24] == 16:  # The bit depth in the header.
+        changes += ("an animated PNG with 16 bits per channel was read with 8 bits",)
+    if image.format == "TIFF" and len(frames.pages) < frames.total:
+        metadata = replace(metadata, omitted=(*metadata.omitted, "reduced copies and masks of a TIFF"))
+    return replace(data, num_frames=len(frames.pages), metadata=metadata, changes=changes)
+
+
 def _decode(path: Path, image: Image.Image) -> ImageData:
     """Return the pixels and metadata of the open image, after applying the orientation."""
     orientation = 1
@@ -380,7 +538,6 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         is_grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
     size = pixels.shape[1], pixels.shape[0]
     exif = read_exif(image, size)
-    # The other images in a multi-picture JPEG (MPO) are previews, depth maps and gain maps, not frames.
     image_format = "JPEG" if image.format == "MPO" else str(image.format)
     return ImageData(
         pixels=pixels,
@@ -390,8 +547,9 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         exif=exif,
         icc=srgb.icc,
         dpi=read_dpi(image),
-        num_frames=1 if image_format == "JPEG" else getattr(image, "n_frames", 1),
         metadata=read_metadata(path, image, exif, size),
+        duration=None if "duration" not in image.info else round(image.info["duration"]),
+        loop=image.info.get("loop"),
         changes=srgb.changes,
         notes=notes + srgb.notes,
     )
@@ -444,32 +602,51 @@ def _walk_jpeg(jpeg: bytes) -> tuple[bool, bool]:
     return 0 <= position < len(jpeg) - 1, bool(missing) and not any(missing.values())
 
 
-def _save_image(path: Path, image_format: str, image_data: ImageData, quality: int, keep_lossless: bool) -> list[str]:
+def _save_image(
+    path: Path, image_format: str, image_data: ImageData, quality: int = 95, keep_lossless: bool = True
+) -> list[str]:
     """Write the image. Return the names of what the file does not contain."""
-    pixels, alpha, metadata = image_data.pixels, image_data.alpha, image_data.metadata
+    pixels, alpha = image_data.pixels, image_data.alpha
     side, max_side = max(pixels.shape), _MAX_SIDE.get(image_format)
     if max_side is not None and side > max_side:
         raise ValueError(
             f"the image has a side of {side:,} pixels; expected at most {max_side:,}; use PNG or TIFF for larger images"
         )
-    fields = (image_data.exif, image_data.icc, image_data.dpi, metadata)
-    options, omitted = save_options(image_format, *fields), list_omitted(image_format, *fields)
-    if alpha is not None and image_format not in ("PNG", "TIFF", "WEBP"):
-        omitted.append("transparency")
-    if image_data.bit_depth == 16 and image_format not in ("PNG", "TIFF"):
-        omitted.append("16 bits per channel")
-    encoding = metadata.encoding if image_data.format == image_format else {}
     if image_format == "TIFF" or (image_data.bit_depth == 16 and image_format == "PNG"):
+        fields = (image_data.exif, image_data.icc, image_data.dpi, image_data.metadata)
+        options, omitted = save_options(image_format, *fields), list_omitted(image_format, *fields)
         values = pixels if alpha is None else np.dstack([pixels, alpha])
         if image_format == "PNG":
             write_16bit_png(path, values, options)
             return omitted
+        encoding = image_data.metadata.encoding if image_data.format == "TIFF" else {}
         compression = TIFF_COMPRESSIONS.get(encoding.get("compression", 1))
         if compression is None:
             omitted.append(f"TIFF compression {encoding['compression_name']} (Deflate is used instead)")
         write_tiff(path, values, options, 8 if compression is None else compression)
         return omitted
-    options |= _SAVE_OPTIONS.get(image_format, {})
+    options, omitted = _pillow_options(image_format, image_data, quality, keep_lossless)
+    if image_data.bit_depth == 16:
+        omitted.append("16 bits per channel")
+    image = Image.fromarray(to_uint8(pixels))
+    if alpha is not None:
+        opacity = Image.fromarray(to_uint8(alpha))
+        if image_format in ("PNG", "WEBP"):
+            image.putalpha(opacity)
+        else:
+            omitted.append("transparency")
+            image = Image.composite(image, Image.new("RGB", image.size, "white"), opacity)
+    image.save(path, format=image_format, **options)
+    return omitted
+
+
+def _pillow_options(
+    image_format: str, image_data: ImageData, quality: int, keep_lossless: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the keyword arguments of `Image.save`, and the names of the metadata that the file does not contain."""
+    fields = (image_data.exif, image_data.icc, image_data.dpi, image_data.metadata)
+    options = save_options(image_format, *fields) | _SAVE_OPTIONS.get(image_format, {})
+    encoding = image_data.metadata.encoding if image_data.format == image_format else {}
     if image_format in ("JPEG", "WEBP"):
         options["quality"] = quality
     if image_format == "JPEG":
@@ -480,15 +657,7 @@ def _save_image(path: Path, image_format: str, image_data: ImageData, quality: i
         options["pnginfo"] = PngInfo()
         for kind, data in options.pop("chunks"):
             options["pnginfo"].add(kind, data)
-    image = Image.fromarray(to_uint8(pixels))
-    if alpha is not None:
-        opacity = Image.fromarray(to_uint8(alpha))
-        if image_format in ("PNG", "WEBP"):
-            image.putalpha(opacity)
-        else:
-            image = Image.composite(image, Image.new("RGB", image.size, "white"), opacity)
-    image.save(path, format=image_format, **options)
-    return omitted
+    return options, list_omitted(image_format, *fields)
 
 
 @lru_cache(maxsize=8)

@@ -12,7 +12,7 @@ import itertools
 import logging
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8, UInt16
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
-from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, keep_descriptive, restore_types
+from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, INTEROP_DIRECTORY, keep_descriptive, restore_types
 
 # tifffile's warnings about unusual tags are not shown on the terminal. Errors are raised.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -29,6 +29,9 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 # This is the fastest zlib level. The lower 8 of 16 bits are mostly noise, which no level can compress.
 _PNG_LEVEL = 1
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 262, 338, 339
+_STRIP_OFFSETS = 273
+# TIFF 6.0, section 2: bytes of a value of each type. Values of the other types have one byte.
+_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _EXTRA_UNSPECIFIED, _EXTRA_ASSOCIATED_ALPHA = 0, 1
 
@@ -52,6 +55,8 @@ def read_16bit(path: Path, image: Image.Image) -> Shaped[np.ndarray, "..."] | No
     (3) or RGBA (4). Exceptions that the decoders raise for corrupt files are passed on.
     """
     if isinstance(image, PngImagePlugin.PngImageFile):
+        if image.is_animated:  # Only Pillow decodes the frames, at 8 bits.
+            return None
         encoded = path.read_bytes()
         if encoded[12:16] != b"IHDR" or encoded[24] != 16:
             return None
@@ -72,7 +77,7 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> Shaped[np.nd
     from tifffile import TiffFile
 
     with TiffFile(path) as file:
-        planes = file.pages.first.asarray(squeeze=False)  # [planes, depth, height, width, interleaved channels]
+        planes = file.pages[image.tell()].asarray(squeeze=False)  # [planes, depth, height, width, interleaved channels]
     values = planes[:, 0].transpose(1, 2, 0, 3).reshape(*planes.shape[2:4], -1)
     if photometric == _WHITE_IS_ZERO:
         values = (1 if values.dtype.kind == "f" else 65535) - values
@@ -146,10 +151,10 @@ def write_tiff(
     if channels == 4:
         directory[_EXTRA_SAMPLES] = 2  # Unassociated alpha: colours are not premultiplied.
     directory[278] = rows
-    directory.tagtype[279] = directory.tagtype[273] = 4  # Strip sizes and offsets are 32-bit.
+    directory.tagtype[279] = directory.tagtype[_STRIP_OFFSETS] = 4  # Strip sizes and offsets are 32-bit.
     directory[279] = tuple(sizes)
     # Relative to the end of the directory; `save` adds its offset.
-    directory[273] = tuple(itertools.accumulate(sizes[:-1], initial=0))
+    directory[_STRIP_OFFSETS] = tuple(itertools.accumulate(sizes[:-1], initial=0))
     if "icc_profile" in metadata:
         directory[34675] = metadata["icc_profile"]
     if "dpi" in metadata:
@@ -181,3 +186,41 @@ def _compress(rows: PixelValues, compression: int) -> bytes | memoryview:
         return b"".join(imagecodecs.packbits_encode(row.tobytes()) for row in values)
     encode = imagecodecs.lzw_encode if compression == _LZW else imagecodecs.zstd_encode
     return bytes(encode(values.tobytes()))
+
+
+def join_tiffs(path: Path, pages: Iterable[bytes]) -> None:
+    """Write a TIFF with the pages of several little-endian TIFF files, each of which has one page.
+
+    All offsets in a page, including those in its EXIF and GPS directories, are increased by its position (TIFF 6.0,
+    section 2). Raise struct.error if the file would be larger than 4 GiB.
+    """
+    with path.open("wb") as file:
+        next_offset = 0
+        for page in pages:
+            start = file.tell()
+            content = bytearray(page)
+            first = struct.unpack_from("<I", content, 4)[0]
+            end = _move_directory(content, first, start)
+            file.write(content + bytes(len(content) % 2))  # Directories begin at an even offset.
+            if next_offset:
+                file.seek(next_offset)
+                file.write(struct.pack("<I", start + first))
+                file.seek(0, 2)
+            next_offset = start + end
+
+
+def _move_directory(content: bytearray, directory: int, distance: int) -> int:
+    """Increase all offsets in a directory, and return the position of the offset of the next directory."""
+    count = struct.unpack_from("<H", content, directory)[0]
+    for entry in range(directory + 2, directory + 2 + 12 * count, 12):
+        tag, kind, length, position = struct.unpack_from("<HHII", content, entry)
+        if length * _TYPE_BYTES.get(kind, 1) > 4:
+            struct.pack_into("<I", content, entry + 8, position + distance)
+        else:
+            position = entry + 8
+        if tag in (_STRIP_OFFSETS, EXIF_DIRECTORY, GPS_DIRECTORY, INTEROP_DIRECTORY):
+            offsets = struct.unpack_from(f"<{length}I", content, position)  # The writers use 32 bits.
+            if tag != _STRIP_OFFSETS:
+                _move_directory(content, offsets[0], distance)
+            struct.pack_into(f"<{length}I", content, position, *(offset + distance for offset in offsets))
+    return directory + 2 + 12 * count

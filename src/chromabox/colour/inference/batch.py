@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from chromabox.colour.constraints.constraints import ColourPrediction
 from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
 from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.errors import ChromaboxError
-from chromabox.io.images import ImageData, check_file, read_image, write_image
+from chromabox.io.images import ImageData, Pages, can_hold_pages, can_hold_xmp, check_file, read_pages, write_pages
 from chromabox.io.manifest import Manifest, sha256_file
 from chromabox.io.paths import check_writable
 from chromabox.io.xmp import CHROMABOX_NS, IPTC_EXTENSION_NS, Property, edit_xmp, read_xmp
@@ -188,6 +188,7 @@ def make_file_coloriser(
     *,
     settings: Mapping[str, Any] | None = None,
     quality: int | None = None,
+    pages: Pages = "all",
     on_result: Callable[[ImageData, ImageData, ColourPrediction, Path], str] | None = None,
     before_write: Callable[[Path], None] = lambda target: None,
 ) -> Callable[[Path, Path], Mapping[str, Any]]:
@@ -196,30 +197,57 @@ def make_file_coloriser(
     The facts are lists of lines: ``notes`` about this image, ``changes``, such as a conversion of the colour space,
     which are the same for many images, and ``omitted``, the names of what the target does not contain. ``settings`` are
     the values of :func:`cache_key`, which the target states in its XMP; with None, it states only the model.
-    ``quality`` (1 to 100) applies to JPEG and WebP. With None, it is 98, and lossless WebP remains lossless.
-    ``on_result`` is called with the input, the colourised image, the prediction and the path of the target, and returns
-    a line that is appended to the notes. ``before_write`` is called with the path of the target before it is written.
+    ``quality`` (1 to 100) applies to JPEG and WebP. With None, it is 98, and lossless WebP remains lossless. ``pages``
+    selects the pages or frames. ``on_result`` is called with the input, the colourised image, the prediction and the
+    path of the target, for the first selected page, and returns a line that is appended to the notes. ``before_write``
+    is called with the path of the target before it is written.
     """
     stated = {"net": sha256_file(model.path)} if settings is None else settings
 
     def process_file(source: Path, target: Path) -> Mapping[str, Any]:
-        image = read_image(source)
-        prediction = predict_colours(image.pixels, model, options)
-        colourised = apply_prediction(image, prediction)
-        before_write(target)
-        omitted: list[str] = []
-        for packet in (image.metadata.xmp, None):
-            metadata = replace(image.metadata, xmp=add_provenance(packet, stated))
-            colourised = replace(colourised, metadata=metadata)
-            written = write_image(target, colourised, quality=quality or JPEG_QUALITY, keep_lossless=quality is None)
-            omitted = list(dict.fromkeys([*omitted, *written]))
-            if packet is None or "XMP" not in written:  # Otherwise the packet is too long for a JPEG.
-                break
-        notes = [f"{source}: {note}" for note in image.notes]
-        if image.num_frames > 1:
-            notes.append(f"{source} has {image.num_frames} frames or pages; only the first was colourised")
-        if on_result is not None:
-            notes.append(on_result(image, colourised, prediction, target))
-        return {"notes": notes, "changes": list(image.changes), "omitted": omitted}
+        facts: dict[str, list[str]] = {"notes": [], "changes": [], "omitted": []}
+        notes, changes, omitted = facts.values()
+        explained: list[tuple[ImageData, ImageData, ColourPrediction]] = []
+
+        def colourise_pages() -> Iterator[ImageData]:
+            for number, image in enumerate(read_pages(source, pages), 1):
+                if number == 1:
+                    check_pages(source, target, image.num_frames)
+                prediction = predict_colours(image.pixels, model, options)
+                colourised = apply_prediction(image, prediction)
+                notes.extend(f"{source}: {note}" for note in image.notes)
+                changes.extend(image.changes)
+                metadata = replace(image.metadata, xmp=add_provenance(image.metadata.xmp, stated))
+                if not can_hold_xmp(target, metadata.xmp):
+                    metadata = replace(metadata, xmp=add_provenance(None, stated), extended_xmp=())
+                    omitted.append("XMP")
+                colourised = replace(colourised, metadata=metadata)
+                if number == 1:
+                    before_write(target)
+                    if on_result is not None:
+                        explained.append((image, colourised, prediction))
+                yield colourised
+
+        def check_pages(source: Path, target: Path, count: int) -> None:
+            if count == 1:
+                return
+            if pages != "all":
+                which = "the first" if pages == "first" else f"page {pages}"
+                notes.append(f"{source} has {count} frames or pages; only {which} was colourised")
+            elif options.hints is not None:
+                raise ChromaboxError(f"{source} has {count} frames or pages: hints apply to one; add --pages first")
+            elif not can_hold_pages(target):
+                raise ChromaboxError(
+                    f"{source} has {count} frames or pages, and {target} can hold one: expected an output with the "
+                    "suffix .tif, .png or .webp, or --pages first"
+                )
+            elif on_result is not None:
+                notes.append("only the first page is explained")
+
+        omitted += write_pages(
+            target, colourise_pages(), quality=quality or JPEG_QUALITY, keep_lossless=quality is None
+        )
+        notes += [on_result(*result, target) for result in explained if on_result is not None]
+        return {name: list(dict.fromkeys(lines)) for name, lines in facts.items()}
 
     return process_file

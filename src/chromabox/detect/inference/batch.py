@@ -189,7 +189,12 @@ def run_detection(
     def process_image(planned: PlannedFile) -> ImageDetections | str:
         """Detect objects in an image and write the outputs; return the detections, or an error message."""
         try:
-            pixels = read_image(planned.source).pixels
+            image = read_image(planned.source)
+            pixels = image.pixels
+            for note in image.notes:
+                log.info(f"{planned.source}: {note}")
+            if image.num_frames > 1:
+                log.info(f"{planned.source} has {image.num_frames} frames or pages; objects are detected in the first")
             result = detect(planned, pixels)
             if planned.target is not None:
                 write_image(planned.target, outputs.annotate(pixels, result.detections))

@@ -4,9 +4,11 @@ Some cameras and programs write invalid metadata. Because an image without metad
 invalid entries are omitted, and the functions of this module raise no errors for the content of a file.
 """
 
+import contextlib
 from typing import Any
 
-from PIL import Image, TiffImagePlugin
+import numpy as np
+from PIL import Image, ImageOps, TiffImagePlugin
 
 _ORIENTATION = 0x0112
 EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
@@ -25,6 +27,26 @@ def read_orientation(image: Image.Image) -> int:
     except Exception:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def apply_orientation(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Return a view of values [height, width, ...] in which the EXIF orientation (1 to 8) has been applied."""
+    # EXIF 2.32, 4.6.4 A, tag 0x0112: positions of row 0 and column 0.
+    upright = values.swapaxes(0, 1) if orientation >= 5 else values
+    if orientation in (3, 4, 7, 8):
+        upright = upright[::-1]
+    return upright[:, ::-1] if orientation in (2, 3, 6, 7) else upright
+
+
+def upright_info(image: Image.Image) -> dict[str, Any]:
+    """Return the ``info`` of a Pillow image with its EXIF block, without the orientation in EXIF and XMP."""
+    upright = Image.new("L", (1, 1))
+    upright.info = dict(image.info)
+    with contextlib.suppress(Exception):  # The EXIF block can be invalid.
+        ImageOps.exif_transpose(upright, in_place=True)  # This removes the orientation from all entries.
+    exif = read_exif(image)
+    others = {name: value for name, value in upright.info.items() if name != "exif"}
+    return others if exif is None else {**others, "exif": exif}
 
 
 def read_exif(image: Image.Image) -> bytes | None:

@@ -25,12 +25,18 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
-from PIL import Image, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageFont, UnidentifiedImageError
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import atomic_write
-from chromabox.io.exif import read_dpi, read_exif, read_orientation, save_options
-from chromabox.io.sixteen_bit import read_16bit, write_16bit_png, write_16bit_tiff
+from chromabox.io.exif import apply_orientation, read_dpi, read_exif, read_orientation, save_options
+from chromabox.io.sixteen_bit import (
+    float_tiff_as_integers,
+    range_issue,
+    read_16bit,
+    write_16bit_png,
+    write_16bit_tiff,
+)
 
 # Pillow's warnings about unusual headers are not shown on the terminal. Errors are raised.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -50,6 +56,8 @@ _HIGH_BIT_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 # because Pillow's writer for compressed TIFF fails if there is an EXIF block.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"subsampling": 0}, "PNG": {"compress_level": 3}}
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
+#: Images up to this size are decoded even if the file appears too small for the pixels.
+_SMALL_IMAGE_PIXELS = 1 << 24
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 """RGB values, from 0 to 255 with 8 bits per channel and from 0 to 65535 with 16 bits per channel."""
 Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]
@@ -104,7 +112,8 @@ def from_float(
 def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
     """Read the image in the file at `path` and return it upright.
 
-    16-bit PNG and TIFF and floating-point greyscale in [0, 1] are read at 16 bits. 16-bit CMYK and colour PPM are read
+    16-bit PNG and TIFF and floating-point TIFF in [0, 1] are read at 16 bits. Floating-point values may exceed the
+    range by 0.001, and are clipped. 16-bit CMYK and colour PPM are read
     at 8 bits. Invalid metadata is omitted. Raise ChromaboxError for a missing or empty file, a folder, pipe or device,
     an unknown format, a truncated or corrupt image, an image without pixels, with more than `max_pixels` pixels or
     with more pixels than Pillow allows (179 million), and a pixel mode without a defined range of values.
@@ -118,9 +127,32 @@ def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
                 f"{path} is too large: its header states {width} × {height} pixels; "
                 f"expected at most {max_pixels:,} pixels"
             )
+        _check_file_size(path, image)
         if image.mode not in (*_COLOUR_MODES, *_GREY_MODES, *_HIGH_BIT_GREY_MODES):
             raise ChromaboxError(f"{path}: unsupported pixel mode {image.mode}; save the image as RGB or greyscale")
         return _decode(path, image)
+
+
+def _check_file_size(path: Path, image: Image.Image) -> None:
+    """Raise ChromaboxError if a file is too small for the pixels of a large image that its header states.
+
+    The pixels of a corrupt file would otherwise take gigabytes before the decoder reaches the end of the data.
+    """
+    pixels, num_bytes = image.width * image.height, path.stat().st_size
+    codecs = {tile.codec_name for tile in image.tile} if isinstance(image, ImageFile.ImageFile) else set()
+    if codecs == {"raw"}:
+        pixels_per_byte = 8
+    elif image.format == "PNG":
+        pixels_per_byte = 8 * 1032  # 1032 is the maximum compression ratio of deflate (zlib technical details).
+    elif image.mode == "1":
+        return  # CCITT compression of an empty page has no useful bound.
+    else:
+        pixels_per_byte = 1500  # Less compressible pixels are an image of a single colour.
+    if pixels > _SMALL_IMAGE_PIXELS and pixels > pixels_per_byte * num_bytes:
+        raise ChromaboxError(
+            f"{path} cannot be decoded: the file is truncated or corrupt ({num_bytes:,} bytes are too few for "
+            f"{image.width} × {image.height} pixels); use another copy"
+        )
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -143,7 +175,7 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         # Pillow warns about invalid metadata, which does not affect the pixels, and about large images.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=_READ_FORMATS) as image:
+            with _identify(path) as image:
                 yield image
     except ChromaboxError:
         raise
@@ -155,11 +187,24 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         raise ChromaboxError(f"{path} is not an image or its header is corrupt: expected {formats}") from error
     except PermissionError as error:
         raise ChromaboxError(f"{path}: permission denied; change the permissions of the file") from error
+    except MemoryError as error:
+        message = f"{path} cannot be decoded: out of memory; the image is too large, or its header is corrupt"
+        raise ChromaboxError(message) from error
     except Exception as error:
         # Pillow's decoders raise many types of exceptions for corrupt files.
         raise ChromaboxError(
             f"{path} cannot be decoded: the file is truncated or corrupt ({error}); use another copy"
         ) from error
+
+
+def _identify(path: Path) -> Image.Image:
+    """Open an image with Pillow, and a floating-point TIFF that Pillow does not support with a changed header."""
+    try:
+        return Image.open(path, formats=_READ_FORMATS)
+    except UnidentifiedImageError:
+        if (content := float_tiff_as_integers(path)) is None:
+            raise
+        return Image.open(BytesIO(content), formats=("TIFF",))
 
 
 def check_file(path: Path, expected: str) -> None:
@@ -298,22 +343,14 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         if image.mode in _HIGH_BIT_GREY_MODES:
             values = np.asarray(image)
             max_value = 1 if image.mode == "F" else 65535
-            # The negation also rejects NaN.
-            if not (values.min() >= 0 and values.max() <= max_value):
-                raise ChromaboxError(
-                    f"{path}: unsupported grey values from {values.min()} to {values.max()}; expected 0 to {max_value}"
-                )
+            if (found := range_issue(values, max_value)) is not None:
+                raise ChromaboxError(f"{path}: unsupported grey values {found}; expected 0 to {max_value}")
             values = from_float(values, 16) if image.mode == "F" else values.astype(np.uint16)
         else:
             mode = ("L" if image.mode in _GREY_MODES else "RGB") + ("A" if image.has_transparency_data else "")
             values = np.asarray(image if image.mode == mode else image.convert(mode))
     values = values[..., None] if values.ndim == 2 else values
-    # EXIF 2.32, 4.6.4 A, tag 0x0112: positions of row 0 and column 0.
-    upright: PixelValues = values.swapaxes(0, 1) if orientation >= 5 else values
-    if orientation in (3, 4, 7, 8):
-        upright = upright[::-1]
-    if orientation in (2, 3, 6, 7):
-        upright = upright[:, ::-1]
+    upright: PixelValues = apply_orientation(values, orientation)
     channels = upright.shape[2]
     is_grey = channels <= 2
     pixels = np.ascontiguousarray(upright[..., :1].repeat(3, axis=2) if is_grey else upright[..., :3])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chromabox.errors import ChromaboxError
+from chromabox.io.atomic import parse_json
 
 #: Name of the manifest in the output folder.
 MANIFEST_NAME = ".chromabox.jsonl"
@@ -45,7 +46,7 @@ class Manifest:
         self._entries: dict[str, dict[str, Any]] = {}
         for line in content.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
+                entry = parse_json(line)
                 strings = (entry[name] for name in ("target", "source", "settings", "written"))
                 if all(isinstance(string, str) for string in strings) and isinstance(entry["facts"], dict):
                     self._entries[entry["target"]] = entry

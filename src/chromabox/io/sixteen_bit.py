@@ -1,4 +1,4 @@
-"""PNG and TIFF with 16 bits per channel, which Pillow reads and writes at 8 bits.
+"""PNG and TIFF with 16 bits per channel, which Pillow reads and writes at 8 bits, and floating-point TIFF.
 
 Pillow opens the file and reads the size and the metadata; tifffile and imagecodecs decode the pixels. These two
 packages are imported where they are used, because their import takes a third of a second and most images do not
@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt16
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
+from chromabox.errors import ChromaboxError
 from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, keep_descriptive
 
 # tifffile's warnings about unusual tags are not shown on the terminal. Errors are raised.
@@ -28,6 +29,22 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _EXTRA_UNSPECIFIED, _EXTRA_ASSOCIATED_ALPHA = 0, 1
 
 PixelValues16 = UInt16[np.ndarray, "height width channels"]
+#: Floating-point values may exceed the range by this much, because resizing and rounding leave small overshoots.
+FLOAT_TOLERANCE = 1e-3
+
+
+def range_issue(values: np.ndarray, upper: int) -> str | None:
+    """Return a description of the range of ``values`` unless it is within 0 and ``upper``, otherwise None.
+
+    Floating-point values may be outside the range by `FLOAT_TOLERANCE`.
+    """
+    low, high = float(values.min()), float(values.max())
+    if np.isnan(low):
+        return "that include NaN"
+    tolerance = FLOAT_TOLERANCE if values.dtype.kind == "f" else 0
+    # float16 and float32 round the bound. The comparison allows for half of the difference to the next number.
+    is_valid = -tolerance * 1.001 <= low and high <= upper + tolerance * 1.001
+    return None if is_valid else f"from {low:g} to {high:g}"
 
 
 def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | None:
@@ -48,7 +65,10 @@ def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | No
 
 
 def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues16 | None:
-    """Return the values of a greyscale or RGB TIFF with unsigned 16-bit integers, or None for any other TIFF."""
+    """Return the values of a greyscale or RGB TIFF with unsigned 16-bit integers, or None for any other TIFF.
+
+    Floating-point values, for which `float_tiff_as_integers` has changed the header in `image`, are scaled to 16 bits.
+    """
     tags = image.tag_v2
     photometric = tags.get(_PHOTOMETRIC)
     is_uint16 = set(tags.get(_BITS_PER_SAMPLE, (1,))) == {16} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
@@ -58,6 +78,10 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues1
 
     with TiffFile(path) as file:
         planes = file.pages.first.asarray(squeeze=False)  # [planes, depth, height, width, interleaved channels]
+    if planes.dtype.kind == "f":
+        if (found := range_issue(planes, 1)) is not None:
+            raise ChromaboxError(f"{path}: unsupported values {found}; expected 0 to 1")
+        planes = np.rint(planes.clip(0, 1) * np.float64(65535)).astype(np.uint16)
     values = planes[:, 0].transpose(1, 2, 0, 3).reshape(*planes.shape[2:4], -1)
     if photometric == _WHITE_IS_ZERO:
         values = 65535 - values
@@ -72,6 +96,27 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> PixelValues1
             straight = (row[:, :-1].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
             row[:, :-1] = np.where(alpha > 0, straight.clip(max=65535), row[:, :-1])
     return values
+
+
+def float_tiff_as_integers(path: Path) -> bytes | None:
+    """Return a floating-point TIFF with a header for 16-bit integers, or None for any other file.
+
+    Pillow cannot open floating-point RGB and 16-bit floating-point TIFF. It can read the size and the metadata from the
+    changed header.
+    """
+    with path.open("rb") as file:
+        if file.read(2) not in (b"II", b"MM"):
+            return None
+    from tifffile import TiffFile
+
+    content = bytearray(path.read_bytes())
+    with TiffFile(path) as tiff:
+        tags = [tiff.pages.first.tags.get(code) for code in (_BITS_PER_SAMPLE, _SAMPLE_FORMAT)]
+        if None in tags or set(np.ravel(tags[1].value)) != {3}:  # 3: IEEE floating point.
+            return None
+        for tag, value in zip(tags, (16, 1), strict=True):
+            struct.pack_into(f"{tiff.byteorder}{tag.count}H", content, tag.valueoffset, *[value] * tag.count)
+    return bytes(content)
 
 
 def write_16bit_png(path: Path, values: PixelValues16, metadata: Mapping[str, Any]) -> None:

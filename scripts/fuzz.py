@@ -15,7 +15,7 @@ and which is restarted after a crash or after 60 s without a result. The script 
 Options:
     --inputs N      number of inputs of each kind (default 1000)
     --seed S        seed of the mutations (default 0)
-    --kind KIND     image, hints, palette, cfg, yaml, labels, run, manifest, checkpoint, onnx or all (default image)
+    --kind KINDS    image, hints, palette, cfg, yaml, labels, run, manifest, checkpoint, onnx or all (default image)
     --first N       number of the first input (default 0)
     --keep FOLDER   folder in which the inputs with faults are saved
 
@@ -548,13 +548,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Read mutated files and report every fault.")
     parser.add_argument("--inputs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kind", choices=[*KINDS, "all"], default="image")
+    parser.add_argument("--kind", choices=[*KINDS, "all"], nargs="+", default=["image"])
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--keep", type=Path)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     numbers = range(arguments.first, arguments.first + arguments.inputs)
-    kinds = list(KINDS) if arguments.kind == "all" else [arguments.kind]
+    kinds = list(KINDS) if "all" in arguments.kind else arguments.kind
     faults = [run_kind(kind, numbers, arguments.seed, arguments.keep) for kind in kinds]
     sys.exit(1 if any(faults) else 0)
 

@@ -76,9 +76,10 @@ def colourise(
 
     Returns:
         For a Pillow image, an upright image of mode RGB, or RGBA if the input has transparency. The ``info`` of the
-        input (resolution, EXIF, RGB colour profile) is kept, without the orientation. For an array, an array [height, width, 3], or
-        [height, width, 4] with unchanged alpha. The result for an integer array has the dtype of the input, in native
-        byte order. The result for an array of any float dtype is float32 in [0, 1], computed with 16-bit precision.
+        input (resolution, EXIF, RGB colour profile) is kept, without the orientation. For an array, an array
+        [height, width, 3], or [height, width, 4] with unchanged alpha. The result for an integer array has the dtype of
+        the input, in native byte order. The result for an array of any float dtype is float32 in [0, 1], computed with
+        16-bit precision.
 
     Calls from several threads are safe. Raise UsageError for an unsupported image, an invalid option or constraints
     that contradict each other, and a missing hints file. Raise ChromaboxError, the base class of UsageError, for

@@ -187,9 +187,8 @@ def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) 
     # A device is not accepted, because reading it might never end.
     found = next((path for path in candidates if os.path.isdir(path) or os.path.isfile(path)), None)
     if found is None:
-        raise ChromaboxError(
-            f"{source}: {split}: {entry[:100]} does not exist or is no regular file; expected {str(candidates[0])[:200]}"
-        )
+        expected = f"does not exist or is no regular file; expected {str(candidates[0])[:200]}"
+        raise ChromaboxError(f"{source}: {split}: {entry[:100]} {expected}")
     if found.is_dir():
         return list(iter_files(found))
     if found.suffix.lower() in IMAGE_SUFFIXES:

@@ -108,7 +108,9 @@ def colourise(
         return coloured
     result = Image.fromarray(coloured)
     # As in Pillow's ``convert()``, ``info`` is kept. A grey or CMYK colour profile would be wrong for RGB pixels.
-    outdated = ("transparency", "icc_profile")
+    outdated = {"transparency", "icc_profile"}
+    if image.mode == "1":
+        outdated.add("compression")  # Fax compression, with which Pillow could not save RGB as TIFF.
     result.info = {name: value for name, value in upright_info(image).items() if name not in outdated}
     result.info.update(save_options("PNG", None, image.info.get("icc_profile"), None))
     return result

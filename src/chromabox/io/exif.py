@@ -45,7 +45,7 @@ def upright_info(image: Image.Image) -> dict[str, Any]:
     with contextlib.suppress(Exception):  # The EXIF block can be invalid.
         ImageOps.exif_transpose(upright, in_place=True)  # This removes the orientation from all entries.
     exif = read_exif(image)
-    others = {name: value for name, value in upright.info.items() if name != "exif"}
+    others: dict[str, Any] = {str(name): value for name, value in upright.info.items() if name != "exif"}
     return others if exif is None else {**others, "exif": exif}
 
 

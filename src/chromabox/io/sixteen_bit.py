@@ -111,8 +111,9 @@ def float_tiff_as_integers(path: Path) -> bytes | None:
 
     content = bytearray(path.read_bytes())
     with TiffFile(path) as tiff:
-        tags = [tiff.pages.first.tags.get(code) for code in (_BITS_PER_SAMPLE, _SAMPLE_FORMAT)]
-        if None in tags or set(np.ravel(tags[1].value)) != {3}:  # 3: IEEE floating point.
+        found = [tiff.pages.first.tags.get(code) for code in (_BITS_PER_SAMPLE, _SAMPLE_FORMAT)]
+        tags = [tag for tag in found if tag is not None]
+        if len(tags) < 2 or set(np.ravel(tags[1].value)) != {3}:  # 3: IEEE floating point.
             return None
         for tag, value in zip(tags, (16, 1), strict=True):
             struct.pack_into(f"{tiff.byteorder}{tag.count}H", content, tag.valueoffset, *[value] * tag.count)

@@ -4,13 +4,16 @@ Some cameras and programs write invalid metadata. Because an image without metad
 invalid entries are omitted, and the functions of this module raise no errors for the content of a file.
 """
 
-import contextlib
+import re
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, TiffImagePlugin
 
 _ORIENTATION = 0x0112
+_XMP_ORIENTATION = re.compile(
+    rb"""tiff:Orientation\s*=\s*("[^"]*"|'[^']*')|<tiff:Orientation>[^<]*</tiff:Orientation>"""
+)
 EXIF_DIRECTORY, GPS_DIRECTORY = 0x8769, 0x8825
 # Tags that describe the photograph: image description, make, model, software, date, artist and copyright. The other
 # tags of a TIFF describe its strips and would be invalid in another file.
@@ -40,13 +43,15 @@ def apply_orientation(values: np.ndarray, orientation: int) -> np.ndarray:
 
 def upright_info(image: Image.Image) -> dict[str, Any]:
     """Return the ``info`` of a Pillow image with its EXIF block, without the orientation in EXIF and XMP."""
-    upright = Image.new("L", (1, 1))
-    upright.info = dict(image.info)
-    with contextlib.suppress(Exception):  # The EXIF block can be invalid.
-        ImageOps.exif_transpose(upright, in_place=True)  # This removes the orientation from all entries.
+    info = {str(name): value for name, value in image.info.items() if name not in ("exif", "Raw profile type exif")}
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        value = info.get(name)
+        if isinstance(value, bytes):
+            info[name] = _XMP_ORIENTATION.sub(b"", value)
+        elif isinstance(value, str):
+            info[name] = _XMP_ORIENTATION.sub(b"", value.encode(errors="surrogateescape")).decode(errors="replace")
     exif = read_exif(image)
-    others: dict[str, Any] = {str(name): value for name, value in upright.info.items() if name != "exif"}
-    return others if exif is None else {**others, "exif": exif}
+    return info if exif is None else {**info, "exif": exif}
 
 
 def read_exif(image: Image.Image) -> bytes | None:

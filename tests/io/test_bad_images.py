@@ -227,6 +227,17 @@ def loop(folder: Path) -> Path:
     return folder / "a.png"
 
 
+def webp_header(width: int, height: int) -> bytes:
+    """Return an animated WebP whose header (WebP container specification, "VP8X") has the given size."""
+    content = encode_frames("WEBP", lossless=True)
+    position = content.index(b"VP8X") + 12
+    size = b"".join((side - 1).to_bytes(3, "little") for side in (width, height))
+    return content[:position] + size + content[position + 6 :]
+
+
+FLOAT_COLOURS = PIXELS16 / np.float32(65535)
+FLOAT_RANGE = ": unsupported values from "
+TOO_FEW_BYTES = "cannot be decoded: the file is truncated or corrupt ("
 GREY_RANGE = "; expected 0 to 1"
 TRUNCATED = "cannot be decoded: the file is truncated or corrupt"
 UNKNOWN = "is not an image, or its kind is unknown"
@@ -256,7 +267,17 @@ INVALID_IMAGES = {
     ),
     "float TIFF out of range": (bytes_at("a.tif", tiff(FLOATS * 255)), GREY_RANGE),
     "float TIFF below 0": (bytes_at("a.tif", tiff(FLOATS - 1)), GREY_RANGE),
-    "float colour TIFF": (bytes_at("a.tif", tiff(PIXELS16 / np.float32(65535), photometric="rgb")), UNKNOWN),
+    "float colour TIFF out of range": (bytes_at("a.tif", tiff(FLOAT_COLOURS * 2, photometric="rgb")), FLOAT_RANGE),
+    "float colour TIFF with NaN": (
+        bytes_at("a.tif", tiff(np.where(FLOAT_COLOURS > 0.9, np.nan, FLOAT_COLOURS), photometric="rgb")),
+        ": unsupported values that include NaN; expected 0 to 1",
+    ),
+    "PNG with far too little data": (bytes_at("a.png", png_header(10_000, 10_000)), TOO_FEW_BYTES),
+    "BMP with far too little data": (
+        bytes_at("a.bmp", encode(PIXELS, "BMP").replace(struct.pack("<2i", 20, 12), struct.pack("<2i", 10_000, 9_000))),
+        TOO_FEW_BYTES,
+    ),
+    "WebP with far too little data": (bytes_at("a.webp", webp_header(16_000, 9_000)), TOO_FEW_BYTES),
     "folder": (sub_folder, "is a folder: expected an image file"),
     "pipe": (pipe, "is a pipe or a device: expected an image file"),
     "device": (lambda folder: Path(os.devnull), "is a pipe or a device: expected an image file"),
@@ -278,7 +299,9 @@ def test_invalid_images_raise_a_one_line_error(tmp_path: Path, case: str) -> Non
     with pytest.raises(ChromaboxError) as caught:
         read_image(path)
     error_message = str(caught.value)
-    assert error_message.startswith(f"{path}: unsupported grey" if message == GREY_RANGE else f"{path} {message}")
+    start = f"{path}{message}" if message.startswith(":") else f"{path} {message}"
+    assert error_message.startswith(f"{path}: unsupported grey" if message == GREY_RANGE else start)
+    assert ("bytes are too few for" in error_message) == (message == TOO_FEW_BYTES)
     assert message in error_message
     assert "\n" not in error_message
     assert {item: item.read_bytes() for item in tmp_path.iterdir() if item.is_file()} == before

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from chromabox.errors import ChromaboxError, escape_unprintable
-from chromabox.io.atomic import atomic_write
+from chromabox.io.atomic import atomic_write, parse_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -84,7 +84,7 @@ def read_metrics(folder: Path, min_epochs: int = 0) -> list[EpochRecord]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             record = None
         numbers = record.values() if isinstance(record, dict) else ()

@@ -8,6 +8,7 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.colour_space import convert_to_srgb, declared_profile, image_to_srgb
 from chromabox.io.images import Pixels, from_float
+from chromabox.io.sixteen_bit import range_issue
 
 
 def to_pixels(image: Any) -> tuple[Pixels, np.ndarray | None, bytes | None]:
@@ -21,8 +22,9 @@ def to_pixels(image: Any) -> tuple[Pixels, np.ndarray | None, bytes | None]:
             uint8, uint16, or float in [0, 1] with the shape [height, width], [height, width, 1], [height, width, 3] or
             [height, width, 4]. The fourth channel, if any, is alpha.
 
-    Floating-point pixels are returned as uint16. Alpha has the dtype of the image, or float32 for a floating-point
-    image. Raise UsageError for any other image, and ChromaboxError for image data that cannot be decoded.
+    Floating-point values may exceed the range by 0.001, and are clipped. They are returned as uint16. Alpha has the
+    dtype of the image, or float32 for a floating-point image. Raise UsageError for any other image, and ChromaboxError
+    for image data that cannot be decoded.
     """
     if not isinstance(image, Image.Image | np.ndarray):
         raise UsageError(
@@ -43,6 +45,8 @@ def to_pixels(image: Any) -> tuple[Pixels, np.ndarray | None, bytes | None]:
     values = values[..., None] if values.ndim == 2 else values
     pixels = values[..., :3] if values.shape[2] >= 3 else np.repeat(values, 3, axis=2)
     alpha = values[..., 3] if values.shape[2] == 4 else None
+    if is_float and alpha is not None:
+        alpha = alpha.clip(0, 1)
     return np.ascontiguousarray(from_float(pixels, 16) if is_float else pixels), alpha, icc
 
 
@@ -78,11 +82,9 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, bytes | None]:
 
 
 def _check_range(values: np.ndarray, upper: int) -> None:
-    """Raise UsageError if a value is NaN, below 0 or above ``upper``."""
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= upper):
-        value_range = "that include NaN" if np.isnan(low) else f"from {low:g} to {high:g}"
-        raise UsageError(f"image has values {value_range}: expected 0 to {upper} for {values.dtype}")
+    """Raise UsageError if a value is NaN, below 0 or above ``upper``, apart from rounding errors of floats."""
+    if (found := range_issue(values, upper)) is not None:
+        raise UsageError(f"image has values {found}: expected 0 to {upper} for {values.dtype}")
 
 
 def _load(image: Image.Image) -> None:

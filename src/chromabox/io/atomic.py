@@ -1,7 +1,8 @@
-"""Reading of files of limited size, and atomic writing of files."""
+"""Reading of files of limited size, parsing of JSON, and atomic writing of files."""
 
 import contextlib
 import functools
+import json
 import os
 import platform
 import re
@@ -9,6 +10,7 @@ import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from chromabox.errors import ChromaboxError
 
@@ -78,3 +80,11 @@ def read_bytes(path: Path, expected: str, max_bytes: int | None = None) -> bytes
         return path.read_bytes()
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON. Raise ValueError for invalid JSON, including lists that are nested too deeply for the parser."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("the values are nested too deeply") from None

@@ -100,6 +100,30 @@ def read_orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
+def apply_orientation(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Return a view of values [height, width, ...] in which the EXIF orientation (1 to 8) has been applied."""
+    # EXIF 2.32, 4.6.4 A, tag 0x0112: positions of row 0 and column 0.
+    upright = values.swapaxes(0, 1) if orientation >= 5 else values
+    if orientation in (3, 4, 7, 8):
+        upright = upright[::-1]
+    return upright[:, ::-1] if orientation in (2, 3, 6, 7) else upright
+
+
+def upright_info(image: Image.Image, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the ``info`` of a Pillow image, in which EXIF and XMP describe the upright sRGB image.
+
+    ``size`` is the width and height of the upright image. An XMP packet that is not valid is unchanged.
+    """
+    info = {str(name): value for name, value in image.info.items() if name not in ("exif", "Raw profile type exif")}
+    for name in {"xmp", "XML:com.adobe.xmp"} & info.keys():
+        packet = info[name]
+        with contextlib.suppress(ValueError):
+            updated = _update_xmp(packet.encode() if isinstance(packet, str) else packet, size, [])
+            info[name] = updated.decode() if isinstance(packet, str) else updated
+    exif = read_exif(image, size)
+    return info if exif is None else {**info, "exif": exif}
+
+
 def read_exif(image: Image.Image, size: tuple[int, int] | None = None) -> bytes | None:
     """Return the EXIF block of the upright sRGB image. Return None if there is no EXIF or Pillow cannot write it.
 
@@ -117,7 +141,7 @@ def read_exif(image: Image.Image, size: tuple[int, int] | None = None) -> bytes 
         details.pop(_GAMMA, None)
         interoperability = details.get(INTEROP_DIRECTORY, {})
         if interoperability.get(1) in _ADOBE_RGB_INDEX:
-            interoperability[1] = "R98"
+            details[INTEROP_DIRECTORY] = {**interoperability, 1: "R98"}
         block = b"Exif\0\0" + restore_types(exif.tobytes().removeprefix(b"Exif\0\0"))
         written = Image.Exif()
         written.load(block)

@@ -24,11 +24,11 @@ from functools import lru_cache
 from importlib import resources
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
-from PIL import Image, ImageFont, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageFont, TiffImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from chromabox.errors import ChromaboxError, UsageError
@@ -38,6 +38,7 @@ from chromabox.io.exif import (
     JPEG_XMP_LIMIT,
     ORIENTATION_TAG,
     FileMetadata,
+    apply_orientation,
     list_omitted,
     load_directories,
     read_dpi,
@@ -47,7 +48,15 @@ from chromabox.io.exif import (
     save_options,
 )
 from chromabox.io.kinds import READ_FORMATS, READABLE_IMAGES, UNKNOWN, VIDEO, Kind, count_skipped, identify, list_folder
-from chromabox.io.sixteen_bit import TIFF_COMPRESSIONS, join_tiffs, read_16bit, write_16bit_png, write_tiff
+from chromabox.io.sixteen_bit import (
+    TIFF_COMPRESSIONS,
+    float_tiff_as_integers,
+    join_tiffs,
+    read_16bit,
+    to_uint16,
+    write_16bit_png,
+    write_tiff,
+)
 
 # Pillow's warnings about unusual headers are not shown on the terminal. Errors are raised.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -72,6 +81,8 @@ _HIGH_BIT_GREY_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {"JPEG": {"subsampling": 0}, "PNG": {"compress_level": 3}}
 _JPEG_END = b"\xff\xd9"
 _MAX_SIDE = {"JPEG": 65_500, "WEBP": 16_383}
+#: Images up to this size are decoded even if the file appears too small for the pixels.
+_SMALL_IMAGE_PIXELS = 1 << 24
 Pixels = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width 3"]
 """RGB values, from 0 to 255 with 8 bits per channel and from 0 to 65535 with 16 bits per channel."""
 Alpha = UInt8[np.ndarray, "height width"] | UInt16[np.ndarray, "height width"]
@@ -136,11 +147,12 @@ def from_float(
 def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
     """Read the image in the file at `path`, or its first page or frame, and return it upright.
 
-    16-bit PNG and TIFF and floating-point greyscale in [0, 1] are read at 16 bits. 16-bit CMYK and colour PPM are read
-    at 8 bits. Values in another colour space are converted to sRGB. Invalid metadata is omitted. Raise ChromaboxError
-    for a missing or empty file, a folder, pipe or device, an unknown format, a truncated or corrupt image, an image
-    without pixels, with more than `max_pixels` pixels or with more pixels than Pillow allows (179 million), an HDR
-    image, and a pixel mode without a defined range of values. A JPEG that lacks only its end marker is read.
+    16-bit PNG and TIFF and floating-point TIFF in [0, 1] are read at 16 bits. Floating-point values may exceed the
+    range by 0.001, and are clipped. 16-bit CMYK and colour PPM are read at 8 bits. Values in another colour space are
+    converted to sRGB. Invalid metadata is omitted. Raise ChromaboxError for a missing or empty file, a folder, pipe or
+    device, an unknown format, a truncated or corrupt image, an image without pixels, with more than `max_pixels` pixels
+    or with more pixels than Pillow allows (179 million), an HDR image, and a pixel mode without a defined range of
+    values. A JPEG that lacks only its end marker is read.
     """
     with _open_image(path) as image:
         return _read_page(path, image, _find_pages(image), 0, max_pixels)
@@ -172,6 +184,28 @@ def read_pages(path: Path, pages: Pages = "all", *, max_pixels: int = 200_000_00
         yield from images
 
 
+def _check_file_size(path: Path, image: Image.Image) -> None:
+    """Raise ChromaboxError if a file is too small for the pixels of a large image that its header states.
+
+    The pixels of a corrupt file would otherwise take gigabytes before the decoder reaches the end of the data.
+    """
+    pixels, num_bytes = image.width * image.height, path.stat().st_size
+    codecs = {tile.codec_name for tile in image.tile} if isinstance(image, ImageFile.ImageFile) else set()
+    if codecs == {"raw"}:
+        pixels_per_byte = 8
+    elif image.format == "PNG":
+        pixels_per_byte = 8 * 1032  # 1032 is the maximum compression ratio of deflate (zlib technical details).
+    elif image.mode == "1" or image.format in ("WEBP", "AVIF", "HEIF", "JPEG2000"):
+        return  # The compression of an empty page by CCITT or by these formats has no useful bound.
+    else:
+        pixels_per_byte = 1500  # Less compressible pixels are an image of a single colour.
+    if pixels > _SMALL_IMAGE_PIXELS and pixels > pixels_per_byte * num_bytes:
+        raise ChromaboxError(
+            f"{path} cannot be decoded: the file is truncated or corrupt ({num_bytes:,} bytes are too few for "
+            f"{image.width} × {image.height} pixels); use another copy"
+        )
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Return the height and width in pixels of the image that `read_image` returns. Only the header is read.
 
@@ -196,7 +230,7 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
             # Given a path, Pillow 11 and later map an uncompressed TIFF into memory and scramble it if its orientation
             # exchanges rows and columns.
             kind = identify(path)
-            with path.open("rb") as file, Image.open(file, formats=[_decoder(path, kind)]) as image:
+            with path.open("rb") as file, _open_as(_decoder(path, kind), path, file) as image:
                 yield image
     except ChromaboxError:
         raise
@@ -209,6 +243,9 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         ) from error
     except PermissionError as error:
         raise ChromaboxError(f"{path}: permission denied; change the permissions of the file") from error
+    except MemoryError as error:
+        message = f"{path} cannot be decoded: out of memory; the image is too large, or its header is corrupt"
+        raise ChromaboxError(message) from error
     except Exception as error:
         # Pillow's decoders raise many types of exceptions for corrupt files.
         raise ChromaboxError(
@@ -234,6 +271,20 @@ def _decoder(path: Path, kind: Kind) -> str:
             f"{path} is not an image that can be read ({kind.description}): expected {READABLE_IMAGES}"
         )
     return kind.format
+
+
+def _open_as(image_format: str, path: Path, file: BinaryIO) -> Image.Image:
+    """Open an image with Pillow, and a floating-point TIFF that Pillow does not support with a changed header."""
+    try:
+        return Image.open(file, formats=[image_format])
+    except UnidentifiedImageError:
+        content = None
+        if image_format == "TIFF":
+            with contextlib.suppress(Exception):  # tifffile raises many types of exceptions for corrupt files.
+                content = float_tiff_as_integers(path)
+        if content is None:
+            raise
+        return Image.open(BytesIO(content), formats=["TIFF"])
 
 
 def check_file(path: Path, expected: str) -> None:
@@ -483,6 +534,7 @@ def _read_page(path: Path, image: Image.Image, frames: _Frames, index: int, max_
         raise ChromaboxError(
             f"{path} is too large: its header states {width} × {height} pixels; expected at most {max_pixels:,} pixels"
         )
+    _check_file_size(path, image)
     if image.mode not in (*_COLOUR_MODES, *_GREY_MODES, *_HIGH_BIT_GREY_MODES):
         raise ChromaboxError(f"{path}: unsupported pixel mode {image.mode}; save the image as RGB or greyscale")
     data = _decode(path, image)
@@ -511,26 +563,13 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         image.load()
         orientation = 1 if image.format == "TIFF" else read_orientation(image)
     if values is None and image.mode in _HIGH_BIT_GREY_MODES:
-        values = np.asarray(image)
-    if values is not None and values.dtype != np.uint16:
-        max_value = 1 if values.dtype.kind == "f" else 65535
-        # The negation also rejects NaN.
-        if not (values.min() >= 0 and values.max() <= max_value):
-            raise ChromaboxError(
-                f"{path}: unsupported grey values from {values.min()} to {values.max()}; expected 0 to {max_value}"
-            )
-        values = from_float(values, 16) if values.dtype.kind == "f" else values.astype(np.uint16)
+        values = to_uint16(path, np.asarray(image))
     if values is None:
         srgb = image_to_srgb(image, profile)
     else:
         values = values[..., None] if values.ndim == 2 else values
         srgb = convert_to_srgb(values, "grey" if values.shape[2] <= 2 else "rgb", profile)
-    # EXIF 2.32, 4.6.4 A, tag 0x0112: positions of row 0 and column 0.
-    upright: PixelValues = srgb.values.swapaxes(0, 1) if orientation >= 5 else srgb.values
-    if orientation in (3, 4, 7, 8):
-        upright = upright[::-1]
-    if orientation in (2, 3, 6, 7):
-        upright = upright[:, ::-1]
+    upright: PixelValues = apply_orientation(srgb.values, orientation)
     channels = upright.shape[2]
     is_grey = channels <= 2
     pixels = np.ascontiguousarray(upright[..., :1].repeat(3, axis=2) if is_grey else upright[..., :3])

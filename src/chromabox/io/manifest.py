@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from chromabox.errors import ChromaboxError
+from chromabox.io.atomic import parse_json
 
 #: Name of the manifest in the output folder.
 MANIFEST_NAME = ".chromabox.jsonl"
@@ -50,7 +51,7 @@ class Manifest:
         self._names: set[str] = set()
         for line in content.splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
+                entry = parse_json(line)
                 if isinstance(entry["target"], str):
                     self._names.add(entry["target"])
                 self._names |= {name for name in entry.get("beside", ()) if isinstance(name, str)}

@@ -1,7 +1,8 @@
 """PNG and TIFF with 16 bits per channel, which Pillow reads and writes at 8 bits, and TIFF with other bit depths.
 
 TIFF files with 8 bits are written here too, because Pillow cannot write both compressed pixels and an EXIF directory.
-Greyscale TIFF files with 32 or 64 bits are read here, because Pillow reads some of them wrongly.
+Floating-point TIFF files and greyscale TIFF files with 32 or 64 bits are read here, because Pillow does not support
+them or reads some of them wrongly.
 
 Pillow opens the file and reads the size and the metadata; tifffile and imagecodecs decode the pixels. These two
 packages are imported where they are used, because their import takes a third of a second and most images do not
@@ -18,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped, UInt8, UInt16
+from jaxtyping import UInt8, UInt16
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
+from chromabox.errors import ChromaboxError
 from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, INTEROP_DIRECTORY, keep_descriptive, restore_types
 
 # tifffile's warnings about unusual tags are not shown on the terminal. Errors are raised.
@@ -44,15 +46,44 @@ _STRIP_BYTES, _TIFF_LEVEL = 1 << 18, 6
 
 PixelValues16 = UInt16[np.ndarray, "height width channels"]
 PixelValues = PixelValues16 | UInt8[np.ndarray, "height width channels"]
+#: Floating-point values may exceed the range by this much, because resizing and rounding leave small overshoots.
+FLOAT_TOLERANCE = 1e-3
 
 
-def read_16bit(path: Path, image: Image.Image) -> Shaped[np.ndarray, "..."] | None:
-    """Return the values of a 16-bit PNG or TIFF, or of a greyscale TIFF with more bits, in the stored orientation.
+def range_issue(values: np.ndarray, upper: int) -> str | None:
+    """Return a description of the range of ``values`` unless it is within 0 and ``upper``, otherwise None.
 
-    The dtype is uint16, or that of a greyscale TIFF with floating-point, signed or 32-bit values, which Pillow reads
-    wrongly if they are compressed and big-endian. Return None for any other format or bit depth. `image` is the open
-    file. The shape is [height, width] or [height, width, channels]. The channels are grey (1), grey and alpha (2), RGB
-    (3) or RGBA (4). Exceptions that the decoders raise for corrupt files are passed on.
+    Floating-point values may be outside the range by `FLOAT_TOLERANCE`.
+    """
+    low, high = float(values.min()), float(values.max())
+    if np.isnan(low):
+        return "that include NaN"
+    tolerance = FLOAT_TOLERANCE if values.dtype.kind == "f" else 0
+    # float16 and float32 round the bound. The comparison allows for half of the difference to the next number.
+    is_valid = -tolerance * 1.001 <= low and high <= upper + tolerance * 1.001
+    return None if is_valid else f"from {low:g} to {high:g}"
+
+
+def to_uint16(path: Path, values: np.ndarray) -> UInt16[np.ndarray, "..."]:
+    """Return integers from 0 to 65535, or floating-point values from 0 to 1, as 16-bit values.
+
+    Raise ChromaboxError, which names the file, for values outside this range (see `range_issue`).
+    """
+    upper = 1 if values.dtype.kind == "f" else 65535
+    if (found := range_issue(values, upper)) is not None:
+        raise ChromaboxError(f"{path}: unsupported values {found}; expected 0 to {upper}")
+    if values.dtype.kind == "f":
+        values = np.rint(values.clip(0, 1) * np.float64(65535))
+    return values.astype(np.uint16)
+
+
+def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | None:
+    """Return the values of a 16-bit PNG or TIFF, or of a TIFF with more bits, in the stored orientation.
+
+    Floating-point, signed and 32-bit values are converted to 16 bits (see `to_uint16`). Pillow reads them wrongly if
+    they are compressed and big-endian. Return None for any other format or bit depth. `image` is the open file. The
+    shape is [height, width] or [height, width, channels]. The channels are grey (1), grey and alpha (2), RGB (3) or
+    RGBA (4). Exceptions that the decoders raise for corrupt files are passed on.
     """
     if isinstance(image, PngImagePlugin.PngImageFile):
         if image.is_animated:  # Only Pillow decodes the frames, at 8 bits.
@@ -66,8 +97,11 @@ def read_16bit(path: Path, image: Image.Image) -> Shaped[np.ndarray, "..."] | No
     return _read_tiff(path, image) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
 
 
-def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> Shaped[np.ndarray, "..."] | None:
-    """Return the values of a TIFF with unsigned 16-bit integers, or of a greyscale TIFF that Pillow reads as I or F."""
+def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> UInt16[np.ndarray, "..."] | None:
+    """Return the values of a TIFF with unsigned 16-bit integers, or of a greyscale TIFF that Pillow reads as I or F.
+
+    For other TIFF files with floating-point values, `float_tiff_as_integers` has changed the header in `image`.
+    """
     tags = image.tag_v2
     photometric = tags.get(_PHOTOMETRIC)
     is_uint16 = set(tags.get(_BITS_PER_SAMPLE, (1,))) == {16} and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
@@ -78,9 +112,11 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> Shaped[np.nd
 
     with TiffFile(path) as file:
         planes = file.pages[image.tell()].asarray(squeeze=False)  # [planes, depth, height, width, interleaved channels]
+    if planes.dtype != np.uint16:
+        planes = to_uint16(path, planes)
     values = planes[:, 0].transpose(1, 2, 0, 3).reshape(*planes.shape[2:4], -1)
     if photometric == _WHITE_IS_ZERO:
-        values = (1 if values.dtype.kind == "f" else 65535) - values
+        values = 65535 - values
     extra = tags.get(_EXTRA_SAMPLES, ())
     colours = 3 if photometric == _RGB else 1
     has_alpha = values.shape[2] > colours and (not extra or extra[0] != _EXTRA_UNSPECIFIED)
@@ -92,6 +128,29 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> Shaped[np.nd
             straight = (row[:, :-1].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
             row[:, :-1] = np.where(alpha > 0, straight.clip(max=65535), row[:, :-1])
     return values
+
+
+def float_tiff_as_integers(path: Path) -> bytes | None:
+    """Return a TIFF whose floating-point pages have headers for 16-bit integers, or None if there are no such pages.
+
+    Pillow cannot open floating-point RGB and 16-bit floating-point TIFF. It can read the size and the metadata from the
+    changed header.
+    """
+    from tifffile import TiffFile
+
+    content, is_changed = bytearray(path.read_bytes()), False
+    with TiffFile(path) as tiff:
+        for number in range(len(tiff.pages)):
+            all_tags = tiff.pages[number].aspage().tags
+            tags = [
+                tag for tag in (all_tags.get(code) for code in (_BITS_PER_SAMPLE, _SAMPLE_FORMAT)) if tag is not None
+            ]
+            if len(tags) < 2 or set(np.ravel(tags[1].value)) != {3}:  # 3: IEEE floating point.
+                continue
+            is_changed = True
+            for tag, value in zip(tags, (16, 1), strict=True):
+                struct.pack_into(f"{tiff.byteorder}{tag.count}H", content, tag.valueoffset, *[value] * tag.count)
+    return bytes(content) if is_changed else None
 
 
 def write_16bit_png(path: Path, values: PixelValues16, metadata: Mapping[str, Any]) -> None:

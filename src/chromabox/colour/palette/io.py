@@ -16,7 +16,7 @@ from jaxtyping import Float64
 
 from chromabox.colour.palette.palette import Palette, validate_colours
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.atomic import atomic_write, read_bytes
+from chromabox.io.atomic import atomic_write, parse_json, read_bytes
 
 MAX_FILE_BYTES = 1 << 20  # 256 colours take a few thousand bytes.
 COLOUR_UNIT = "RGB/256"
@@ -98,7 +98,7 @@ def _parse_npy(content: bytes) -> ParsedPalette:
     """Parse a .npy file. All parsers raise ValueError, whose message is shown after the file name."""
     try:
         array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # A damaged header raises many types of errors, such as TokenError and RecursionError.
         if "allow_pickle" in str(error):
             raise ValueError(
                 "contains a pickled object array, which can run code when it is loaded; if you trust the source, run "
@@ -114,8 +114,8 @@ def _parse_npy(content: bytes) -> ParsedPalette:
 
 def _parse_json(content: bytes) -> ParsedPalette:
     try:
-        parsed = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        parsed = parse_json(content)
+    except ValueError as error:
         raise ValueError(f"invalid JSON ({error}); expected a palette written by save_palette") from error
     name, scale = None, 1
     if isinstance(parsed, dict):

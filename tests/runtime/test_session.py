@@ -14,7 +14,7 @@ import pytest
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.runtime import session as session_module
 from chromabox.runtime.parallel import num_cores
-from chromabox.runtime.session import one_line, open_session, resolve_provider
+from chromabox.runtime.session import one_line, open_session, read_session_metadata, resolve_provider
 
 onnx = pytest.importorskip("onnx", reason="the train extra builds the models of these tests")
 
@@ -189,6 +189,15 @@ def test_session_of_the_parent_can_be_used_in_a_forked_process(path: Path) -> No
             os._exit(0 if double(session) == [3.0, -4.0] else 1)
         os._exit(0 if is_right and os.waitpid(grandchild, 0)[1] == 0 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_metadata_that_are_not_text_are_rejected(path: Path) -> None:
+    model = onnx.load(path)
+    model.metadata_props.add(key="history", value="damaged")
+    content = model.SerializeToString().replace(b"damaged", b"dam\xffged")
+    session = open_session(path, content, ["x"], ["y"])
+    with pytest.raises(ChromaboxError, match=r"a\.onnx: the metadata is damaged"):
+        read_session_metadata(session, path)
 
 
 def test_one_line_joins_lines_and_limits_the_length() -> None:

@@ -101,7 +101,8 @@ class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]
     def __init__(
         self, model_bytes: bytes, options: onnxruntime.SessionOptions, providers: list[str], reopen: tuple[Any, ...]
     ) -> None:
-        super().__init__(model_bytes, options, providers=providers)
+        # The fallback would print messages and try the same provider again.
+        super().__init__(model_bytes, options, providers=providers, enable_fallback=0)
         self._reopen_arguments, self._process_id = reopen, os.getpid()
         self._successor: _Session | None = None
 
@@ -137,6 +138,14 @@ def _file_state(path: Path) -> tuple[int, int] | None:
         status = path.stat()
         return status.st_size, status.st_mtime_ns
     return None
+
+
+def read_session_metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, str]:
+    """Return the metadata of a model. Raise ChromaboxError if they are not UTF-8 text."""
+    try:
+        return dict(session.get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError as error:
+        raise ChromaboxError(f"{path}: the metadata is damaged ({one_line(error)}); export the model again") from error
 
 
 def one_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from chromabox.colour.palette.palette import Palette
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import parse_json, read_bytes
 from chromabox.io.images import check_not_url
-from chromabox.runtime.session import one_line, open_session
+from chromabox.runtime.session import one_line, open_session, read_session_metadata
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -114,7 +114,7 @@ def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "au
     """
     data = read_bytes(path, "an ONNX file", MAX_MODEL_BYTES)
     session = open_session(path, data, [ONNX_INPUT], [ONNX_OUTPUT], threads=threads, device=device)
-    properties = session.get_modelmeta().custom_metadata_map
+    properties = read_session_metadata(session, path)
     if properties.get("format") != ONNX_FORMAT:
         raise ChromaboxError(f"{path}: not a Chromabox ONNX file; expected the format {ONNX_FORMAT!r} in its metadata")
     try:

@@ -16,7 +16,7 @@ from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import parse_json
 from chromabox.io.fetch import cache_folder
 from chromabox.io.images import check_not_url
-from chromabox.runtime.session import one_line, open_session
+from chromabox.runtime.session import one_line, open_session, read_session_metadata
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -116,7 +116,7 @@ def load_onnx_detector(
     """
     content = read_onnx_file(path) if content is None else content
     session = open_session(path, content, [INPUT_NAME], OUTPUT_NAMES, threads=threads, device=device)
-    metadata = session.get_modelmeta().custom_metadata_map
+    metadata = read_session_metadata(session, path)
     try:
         if metadata.get("format") != EXPORT_FORMAT:
             raise ValueError(f"the format is {metadata.get('format')!r}, not {EXPORT_FORMAT!r}")

@@ -46,7 +46,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "report": Command("assignment", "Write a report on training runs, or run the whole assignment."),
         "check": Command("assignment", "Check your own networks against figure 1 of the assignment."),
         "count": Command("assignment", "Count the weights, outputs and connections of a model."),
-        "padding": Command("assignment", "Find the paddings that preserve the shapes in figure 1b of the assignment."),
+        "padding": Command("assignment", "Find the paddings that preserve the assignment's shapes (figure 1b)."),
         "demo": Command("assignment", "Demonstrate the main features on real data in a few minutes."),
     },
 }

@@ -175,7 +175,7 @@ def padding(
     stride: Integer = 2,
     dilation: Integer = 1,
 ) -> int:
-    """Find the paddings that preserve the shapes in figure 1b of the assignment.
+    """Find the paddings that preserve the assignment's shapes (figure 1b).
 
     Examples:
       chromabox padding --kernel 4 5

@@ -235,7 +235,11 @@ def test_rounding_errors_of_floats_are_clipped(model: ColourModel, dtype: type) 
 def save_turned(path: Path, orientation: int, image: Image.Image) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010E], exif.get_ifd(0x8769)[0x9003] = orientation, "a cat", "2001:02:03 04:05:06"
-    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><a tiff:Orientation="{orientation}"/></x:xmpmeta>'.encode()
+    rdf = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+    xmp = (
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{rdf}"><rdf:Description '
+        f'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/></rdf:RDF></x:xmpmeta>'
+    ).encode()
     options = {"xmp": xmp} if path.suffix in (".jpg", ".webp") else {}
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     options |= {"lossless": True} if path.suffix == ".webp" else {}

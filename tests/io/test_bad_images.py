@@ -257,7 +257,10 @@ INVALID_IMAGES = {
         TRUNCATED,
     ),
     "truncated WebP": (bytes_at("a.webp", encode_half(PIXELS, "WEBP")), TRUNCATED),
-    "truncated GIF": (bytes_at("a.gif", encode_half(PIXELS, "GIF")), UNKNOWN),
+    "truncated GIF": (
+        bytes_at("a.gif", encode_half(PIXELS, "GIF")),
+        "is damaged: the header of the GIF image is corrupt",
+    ),
     "changed byte": (bytes_at("a.png", encode(PIXELS, "PNG").replace(b"IDAT", b"IDAT\xff", 1)), TRUNCATED),
     "empty file": (bytes_at("a.png", b""), "is empty: expected an image file"),
     "text file": (bytes_at("a.jpg", b"This is a text file."), UNKNOWN),
@@ -300,7 +303,7 @@ def test_invalid_images_raise_a_one_line_error(tmp_path: Path, case: str) -> Non
         read_image(path)
     error_message = str(caught.value)
     start = f"{path}{message}" if message.startswith(":") else f"{path} {message}"
-    assert error_message.startswith(f"{path}: unsupported grey" if message == GREY_RANGE else start)
+    assert error_message.startswith(f"{path}: unsupported values" if message == GREY_RANGE else start)
     assert ("bytes are too few for" in error_message) == (message == TOO_FEW_BYTES)
     assert message in error_message
     assert "\n" not in error_message

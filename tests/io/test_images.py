@@ -259,9 +259,9 @@ BAD_INPUTS = [
     ("large.png", "is too large: its header states 14000 × 8000 pixels; expected at most 100,000,000 pixels"),
     ("none.png", "is"),
     ("lab.tif", "unsupported pixel mode LAB; save the image as RGB or greyscale"),
-    ("float.tif", "unsupported grey values from 0.0 to 300.0; expected 0 to 1"),
-    ("nan.tif", "unsupported grey values from nan to nan; expected 0 to 1"),
-    ("negative.tif", "unsupported grey values from -3 to 0; expected 0 to 65535"),
+    ("float.tif", "unsupported values from 0 to 300; expected 0 to 1"),
+    ("nan.tif", "unsupported values that include NaN; expected 0 to 1"),
+    ("negative.tif", "unsupported values from -3 to 0; expected 0 to 65535"),
 ]
 
 
@@ -290,7 +290,7 @@ def test_pillow_does_not_load_truncated_images() -> None:
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.gif"])
 def test_unknown_suffix_is_rejected(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"expected \.jpg, \.jpeg, \.png"):
+    with pytest.raises(UsageError, match=r"expected \.jpg, \.jpeg, \.jpe, \.jfif, \.png"):
         write_image(tmp_path / name, random_pixels())
 
 

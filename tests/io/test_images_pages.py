@@ -44,7 +44,7 @@ def test_full_page_is_read_instead_of_a_reduced_copy_or_a_mask(tmp_path: Path, l
     image = read_image(tmp_path / "a.tif")
     np.testing.assert_array_equal(image.pixels, FULL)
     assert image.num_frames == (2 if "several" in layout else 1)
-    assert image.changes == ("reduced copies and masks in a TIFF were not carried over",)
+    assert image.metadata.omitted[-1:] == ("reduced copies and masks of a TIFF",)
     assert image_size(tmp_path / "a.tif") == FULL.shape[:2]
     assert len(list(read_pages(tmp_path / "a.tif"))) == image.num_frames
 
@@ -186,4 +186,4 @@ def test_multi_picture_jpeg_is_one_image(tmp_path: Path) -> None:
     Image.fromarray(FULL).save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[Image.fromarray(SMALL)])
     image = read_image(tmp_path / "a.jpg")
     assert (image.num_frames, image.format) == (1, "JPEG")
-    assert image.changes == ("previews, depth maps and gain maps of a multi-picture JPEG were not carried over",)
+    assert image.metadata.omitted == ("further pictures of a multi-picture file",)

@@ -112,11 +112,11 @@ def apply_orientation(values: np.ndarray, orientation: int) -> np.ndarray:
 def upright_info(image: Image.Image, size: tuple[int, int]) -> dict[str, Any]:
     """Return the ``info`` of a Pillow image, in which EXIF and XMP describe the upright sRGB image.
 
-    ``size`` is the width and height of the upright image. An XMP packet that is not valid is unchanged.
+    ``size`` is the width and height of the upright image. An XMP packet that is not valid is omitted.
     """
     info = {str(name): value for name, value in image.info.items() if name not in ("exif", "Raw profile type exif")}
     for name in {"xmp", "XML:com.adobe.xmp"} & info.keys():
-        packet = info[name]
+        packet = info.pop(name)
         with contextlib.suppress(ValueError):
             updated = _update_xmp(packet.encode() if isinstance(packet, str) else packet, size, [])
             info[name] = updated.decode() if isinstance(packet, str) else updated

@@ -195,7 +195,7 @@ def _check_file_size(path: Path, image: Image.Image) -> None:
         pixels_per_byte = 8
     elif image.format == "PNG":
         pixels_per_byte = 8 * 1032  # 1032 is the maximum compression ratio of deflate (zlib technical details).
-    elif image.mode == "1" or image.format in ("WEBP", "AVIF", "HEIF", "JPEG2000"):
+    elif image.mode == "1" or image.format in ("AVIF", "HEIF", "JPEG2000"):
         return  # The compression of an empty page by CCITT or by these formats has no useful bound.
     else:
         pixels_per_byte = 1500  # Less compressible pixels are an image of a single colour.
@@ -665,8 +665,6 @@ def _save_image(
         write_tiff(path, values, options, 8 if compression is None else compression)
         return omitted
     options, omitted = _pillow_options(image_format, image_data, quality, keep_lossless)
-    if image_data.bit_depth == 16:
-        omitted.append("16 bits per channel")
     image = Image.fromarray(to_uint8(pixels))
     if alpha is not None:
         opacity = Image.fromarray(to_uint8(alpha))
@@ -675,6 +673,8 @@ def _save_image(
         else:
             omitted.append("transparency")
             image = Image.composite(image, Image.new("RGB", image.size, "white"), opacity)
+    if image_data.bit_depth == 16:
+        omitted.append("16 bits per channel")
     image.save(path, format=image_format, **options)
     return omitted
 

@@ -285,7 +285,7 @@ def test_missing_source_is_named_in_the_error(tmp_path: Path) -> None:
     pairs = map_outputs([source], out)
     (source / "a.png").unlink()
     _, (missing, present) = run(pairs, out / MANIFEST_NAME)
-    assert "a.png: colourisation to" in missing.error
+    assert "a.png does not exist: expected an image or a video" in missing.error
     assert present.error is None
 
 

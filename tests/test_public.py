@@ -26,7 +26,7 @@ NAMES = {
     "chromabox.engine.distributed": "SyncBatchNorm2d DistInfo all_reduce_any all_reduce_mean "
     "broadcast_object convert_sync_batchnorm init_distributed",
     "chromabox.engine.autotune": "RuntimeConfig autotune resolve_device",
-    "chromabox.engine.runtime_options": "RuntimeOptions",
+    "chromabox.engine.options": "RuntimeOptions",
     "chromabox.engine.optim": "Muon",
     "chromabox.engine.logger": "MetricsLogger progress_bar read_metrics format_metrics",
     "chromabox.colour.palette.palette": "Palette annealed_mean assign_labels decode_labels draw_palette fit_palette "

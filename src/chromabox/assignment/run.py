@@ -23,8 +23,8 @@ from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.recipes import make_finetune_recipe
 from chromabox.detect.weights.load import Detector, download_pretrained, save_detector
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir, train_pending
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import ChromaboxError
 from chromabox.experiments.compare import Comparison, compare
 from chromabox.experiments.sweep import sweep

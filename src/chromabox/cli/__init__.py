@@ -31,7 +31,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     },
     "Train": {
         "train": Command("train", "Train a colourisation model."),
-        "finetune": Command("finetune", "Fine-tune a detector on a labelled dataset."),
+        "finetune": Command("detect", "Fine-tune a detector on a labelled dataset."),
         "evaluate": Command("train", "Evaluate a colourisation model or a detector."),
         "compare": Command("experiments", "Train several models with several seeds and compare them."),
         "sweep": Command("experiments", "Train one model with several values of one hyperparameter."),

@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from chromabox.cli.options import DEFAULT_RUNTIME, Integer, OutputPath, log_lines, option
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 from chromabox.errors import UsageError
 
 

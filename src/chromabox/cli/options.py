@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from chromabox.cli.options import (
     option,
 )
 from chromabox.colour.training.recipes import PALETTE_MODELS, ModelName, RecipeName, make_photo_recipe, make_recipe
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 from chromabox.errors import ChromaboxError, UsageError
 
 if TYPE_CHECKING:

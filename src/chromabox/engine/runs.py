@@ -15,8 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import read_metadata, write_json
 from chromabox.engine.logger import RESTORE_ADVICE, EpochRecord, read_metrics
-from chromabox.engine.optim_config import OptimConfig
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import OptimConfig, RuntimeOptions
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import parse_json
 

@@ -10,8 +10,8 @@ from chromabox.colour.evaluation.evaluate import sample_grid
 from chromabox.colour.training.recipes import PaletteModelName, RecipeName, make_recipe
 from chromabox.colour.training.train import TrainConfig, load_inputs
 from chromabox.colour.weights.checkpoint import load_palette_model
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError, escape_unprintable
 from chromabox.experiments.runs import require_distinct, train_palette_models
 from chromabox.experiments.sweep_results import SeedStats, format_mean, write_table

@@ -32,14 +32,14 @@ from chromabox.colour.training.recipes import InitName, TrainRecipe
 from chromabox.colour.weights.checkpoint import PhotoModel, load_model, model_metadata
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import write_json
+from chromabox.engine.darknet_weights import load_yolov3_tiny, unpack_layers
 from chromabox.engine.distributed import DistInfo
 from chromabox.engine.optim import build_muon, lr_schedule, split_kernels
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunConfig, RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.train import EpochCallback, Forward, run_training
 from chromabox.engine.trainer import TrainSchedule, TrainTask, make_schedule
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.darknet_weights import load_yolov3_tiny, unpack_layers
 
 #: Number of encoder layers that keep the weights of YOLOv3-tiny during training. These layers extract edges and
 #: textures at full, half and quarter resolution. They account for most of the computation.

@@ -38,9 +38,7 @@ from chromabox.detect.weights.onnx_model import (
 )
 from chromabox.detect.weights.ultralytics import read_ultralytics
 from chromabox.engine.checkpoint import load_checkpoint, read_metadata, save_checkpoint
-from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.atomic import parse_json
-from chromabox.io.darknet_weights import (
+from chromabox.engine.darknet_weights import (
     DarknetWeights,
     load_yolov3_tiny,
     pack_layers,
@@ -49,6 +47,8 @@ from chromabox.io.darknet_weights import (
     read_onnx_metadata,
     write_darknet_weights,
 )
+from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.atomic import parse_json
 from chromabox.io.http import Progress
 
 #: Architectures by name, as functions of the number of classes and the variant of the weights.

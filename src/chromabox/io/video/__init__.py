@@ -1,7 +1,6 @@
 """Videos: reading and transcoding with PyAV."""
 
-from chromabox.io.video.decode import iter_frames
-from chromabox.io.video.source import VideoInfo, probe_video
+from chromabox.io.video.source import VideoInfo, iter_frames, probe_video
 from chromabox.io.video.target import DEFAULT_CRF, TranscodeResult, check_target, encoder_version
 from chromabox.io.video.transcoding import SEGMENT_FRAMES, Resumption, transcode
 

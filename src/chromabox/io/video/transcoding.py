@@ -6,12 +6,15 @@ the target, from which an interrupted transcoding can be resumed. At the end, th
 """
 
 import contextlib
+import hashlib
 import heapq
 import itertools
 import logging
+import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -21,18 +24,16 @@ import numpy as np
 
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import atomic_write
-from chromabox.io.video.decode import iter_source_frames, log_damage
 from chromabox.io.video.frames import FramePixels, decode_frame, encode_frame, has_side_data
-from chromabox.io.video.segments import (
-    Segment,
-    decode_times,
-    read_segment,
-    segment_folder,
-    segment_path,
-    segment_state,
-    write_segment,
+from chromabox.io.video.source import (
+    VideoInfo,
+    find_video_stream,
+    iter_source_frames,
+    iter_wrapped,
+    log_damage,
+    open_input,
+    wrap_av_errors,
 )
-from chromabox.io.video.source import VideoInfo, find_video_stream, iter_wrapped, open_input, wrap_av_errors
 from chromabox.io.video.target import (
     DEFAULT_CRF,
     TranscodeResult,
@@ -62,6 +63,14 @@ _LOST_SIDE_DATA = {
     "SPHERICAL": "the 360° projection",
     "STEREO3D": "the stereoscopic layout",
 }
+
+# A segment is one .npz file with the packets of a fixed number of frames, which start with a key frame, and the state
+# of the caller after these frames. All arrays are numeric, so that nothing is unpickled.
+_SUFFIX = ".partial"
+_STATE = "state."  # prefix of the caller's arrays
+
+#: Arrays of a segment, by name.
+Segment = dict[str, np.ndarray]
 
 _EXPECTED_TARGET = "use a writable folder with enough free disk space"
 
@@ -251,3 +260,75 @@ def _iter_copied_packets(
             packet.dts = None if packet.dts is None else packet.dts - shift
             packet.stream = copies[packet.stream.index]
             yield seconds - float(info.offset), packet
+
+
+@contextlib.contextmanager
+def segment_folder(target: Path, key: str) -> Iterator[Path]:
+    """Yield a hidden folder next to `target` for its segments. It is deleted if the block succeeds.
+
+    If the block fails, the folder is kept if it contains segments, and a later call with the same target and key yields
+    it again. Folders of other keys of the same target are deleted once the block succeeds. OSErrors are passed on.
+    """
+    name_digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]  # The name itself can be too long.
+    prefix = f".{target.stem[:50]}.{name_digest}-"
+    folder = target.with_name(f"{prefix}{key}{_SUFFIX}")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        if any(folder.glob("*.npz")):
+            log.info(f"the finished part of {target} is kept in {folder}; run the same command to resume")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    for other in folder.parent.iterdir():
+        if other.name.startswith(prefix) and other.name.endswith(_SUFFIX) and other.is_dir():
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def write_segment(
+    folder: Path, index: int, packets: "Sequence[Packet[Any]]", num_frames: int, state: Mapping[str, np.ndarray]
+) -> None:
+    """Write the packets of ``num_frames`` frames and the state after these frames atomically."""
+    arrays = {
+        "data": np.frombuffer(b"".join(bytes(packet) for packet in packets), np.uint8),
+        "sizes": np.array([packet.size for packet in packets], np.int64),
+        "pts": np.array([packet.pts for packet in packets], np.int64),
+        "durations": np.array([packet.duration or 0 for packet in packets], np.int64),
+        "key_frames": np.array([packet.is_keyframe for packet in packets], np.bool_),
+        "num_frames": np.array(num_frames),
+        **{_STATE + name: array for name, array in state.items()},
+    }
+    with atomic_write(segment_path(folder, index)) as temp_path:
+        np.savez(temp_path, **arrays)  # type: ignore[arg-type]
+
+
+def read_segment(path: Path) -> Segment | None:
+    """Return the arrays of a segment, or None if the file is missing or damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def segment_path(folder: Path, index: int) -> Path:
+    """Return the path of a segment."""
+    return folder / f"{index:06}.npz"
+
+
+def segment_state(segment: Segment) -> dict[str, np.ndarray]:
+    """Return the state of the caller that was stored with a segment."""
+    return {name.removeprefix(_STATE): array for name, array in segment.items() if name.startswith(_STATE)}
+
+
+def decode_times(pts: np.ndarray) -> np.ndarray:
+    """Return the decoding time of every packet, given the presentation times in decoding order: int64 [packets].
+
+    The times increase, and no frame is presented before it is decoded: with a delay of d frames, packet i is decoded
+    at the time of the (i − d)-th frame in presentation order.
+    """
+    ordered = np.sort(pts)
+    delay = int((np.arange(len(pts)) - np.searchsorted(ordered, pts)).max())
+    before = ordered[0] - np.arange(delay, 0, -1) * max(1, int(np.diff(ordered[:2]).sum()))
+    return np.concatenate([before, ordered])[: len(pts)]

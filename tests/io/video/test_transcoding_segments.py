@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from chromabox.io.video.segments import decode_times, read_segment, segment_folder, segment_path, write_segment
+from chromabox.io.video.transcoding import decode_times, read_segment, segment_folder, segment_path, write_segment
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_own_files_are_replaced_and_other_files_only_with_overwrite(chromabox: C
     # Files that were written with --overwrite are recorded, too.
     code, out, err = chromabox(*command)
     assert (code, err) == (0, "")
-    assert out.count("up to date") == 5
+    assert out.count("(up to date)") == 5
 
 
 def test_write_protected_result_is_replaced_only_with_overwrite(chromabox: Callable[..., Result]) -> None:
@@ -106,7 +106,7 @@ def test_write_protected_result_is_replaced_only_with_overwrite(chromabox: Calla
     Path("out/x.png").chmod(0o444)
     before = files()
     code, out, err = chromabox("colour", "in", "-o", "out")
-    assert (code, out.count("up to date"), err) == (0, 4, "")
+    assert (code, out.count("(up to date)"), err) == (0, 4, "")
     code, _, err = chromabox("colour", "in", "-o", "out", "--style", "vivid")
     assert code == 1
     assert err == (
@@ -123,7 +123,7 @@ def test_result_of_a_killed_run_is_replaced(chromabox: Callable[..., Result]) ->
     Manifest(Path("out", MANIFEST_NAME), {}).claim(Path("out/x.png"))
     Path("out/x.png").write_bytes(b"half of an image")
     code, out, err = chromabox("colour", "in", "-o", "out")
-    assert (code, out.count("up to date"), err) == (0, 0, "")
+    assert (code, out.count("(up to date)"), err) == (0, 0, "")
     with Image.open("out/x.png") as image:
         image.load()
 
@@ -132,7 +132,7 @@ def test_missing_explanations_of_finished_images_are_written(chromabox: Callable
     command = ("colour", "in", "-o", "out", "--match", "x.jpg", "x.png")
     assert chromabox(*command)[0] == 0
     images = files("out")
-    assert chromabox(*command, "--explain")[1].count("up to date") == 0
+    assert chromabox(*command, "--explain")[1].count("(up to date)") == 0
     explained = files("out")
     assert {name for name in explained if name not in images} == {
         "out/x.jpg.explained.png",
@@ -141,8 +141,8 @@ def test_missing_explanations_of_finished_images_are_written(chromabox: Callable
     assert len(set(explained.values())) == 5  # Two different figures.
     assert (images["out/x.jpg"], images["out/x.png"]) == (explained["out/x.jpg"], explained["out/x.png"])
     Path("out/x.jpg.explained.png").unlink()
-    assert chromabox(*command, "--explain")[1].count("up to date") == 1
-    assert chromabox(*command, "--explain")[1].count("up to date") == 2
+    assert chromabox(*command, "--explain")[1].count("(up to date)") == 1
+    assert chromabox(*command, "--explain")[1].count("(up to date)") == 2
     assert Path("out/x.jpg.explained.png").is_file()
 
 

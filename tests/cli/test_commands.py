@@ -440,7 +440,7 @@ def test_second_run_skips_images_that_are_up_to_date(
     assert processed == {"00.png", "02.png"}
     assert (target / "02.png").read_bytes() == first["02.png"]
     assert (target / "00.png").read_bytes() == first["01.png"]
-    assert "up to date" not in chromabox(*command, "--temperature", "0.1")[1]
+    assert "(up to date)" not in chromabox(*command, "--temperature", "0.1")[1]
 
 
 def test_palette_constraints_explanation_and_contact_sheet(

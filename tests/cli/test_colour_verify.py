@@ -89,8 +89,16 @@ def test_verify_of_a_darker_image(chromabox: Callable[..., Result], tmp_path: Pa
         (("verify", "a.png", "a.png", "--tolerance", "nan"), 2, "--tolerance is nan: expected 0 to 100"),
         (("colour", "a.png", "-o", "c.jpg", "--quality", "0"), 2, "--quality is 0: expected 1 to 100"),
         (("colour", "a.png", "-o", "c.jpg", "--quality", "101"), 2, "--quality is 101: expected 1 to 100"),
-        (("colour", "a.png", "-o", "c.png", "--quality", "90"), 2, "--quality: has no effect on the given inputs; expected a JPEG"),
-        (("colour", "empty.mp4", "-o", "c.mp4", "--quality", "90"), 2, "--quality: has no effect on the given inputs; expected a JPEG"),
+        (
+            ("colour", "a.png", "-o", "c.png", "--quality", "90"),
+            2,
+            "--quality: has no effect on the given inputs; expected a JPEG",
+        ),
+        (
+            ("colour", "empty.mp4", "-o", "c.mp4", "--quality", "90"),
+            2,
+            "--quality: has no effect on the given inputs; expected a JPEG",
+        ),
     ],
 )
 def test_invalid_use_gives_one_line(

@@ -128,7 +128,7 @@ def test_grey_profiles(tmp_path: Path, name: str, suffix: str) -> None:
         assert image.notes == (
             "the colour profile grey is not for RGB; it was ignored, and the values were taken as sRGB",
         )
-        assert image.icc is None
+        assert image.metadata.icc is None
         return
     with Image.open(path) as stored:
         expected = by_littlecms(stored.copy(), icc).astype(int)
@@ -166,7 +166,7 @@ def test_rgb_profiles_inside_the_gamut_agree_with_littlecms(tmp_path: Path, name
     again = read_image(tmp_path / "again.png")
     np.testing.assert_array_equal(again.pixels, image.pixels)
     assert again.changes == ()
-    assert "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(again.icc)))
+    assert "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(again.metadata.icc)))
 
 
 def test_16_bit_rgb_profile_is_exact(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ def test_invalid_profiles_are_ignored_and_reported(tmp_path: Path, name: str) ->
     Image.fromarray(RGB).save(tmp_path / "a.tif", icc_profile=INVALID_PROFILES[name])
     image = read_image(tmp_path / "a.tif")
     np.testing.assert_array_equal(image.pixels, RGB)
-    assert (image.icc, image.changes) == (None, ())
+    assert (image.metadata.icc, image.changes) == (None, ())
     assert len(image.notes) == 1
     assert image.notes[0].startswith("the colour profile ")
     assert image.notes[0].endswith("it was ignored, and the values were taken as sRGB")
@@ -347,7 +347,7 @@ def test_grey_with_rgb_profile(tmp_path: Path) -> None:
     assert np.abs(read_image(tmp_path / "a.jpg").pixels[..., 1] - expected).max() < 1.1
     same = read_image(tmp_path / "same.png")
     assert (same.pixels[..., 0] == GREY).all()
-    assert same.icc == SRGB_ICC
+    assert same.metadata.icc == SRGB_ICC
 
 
 @pytest.mark.parametrize("entries", [{0xA001: 2}, {0xA001: 0xFFFF, 0xA005: {1: "R03"}}])
@@ -368,7 +368,7 @@ def test_pillow_images_are_converted(tmp_path: Path) -> None:
     with Image.open(tmp_path / "a.png") as image:
         pixels, _, profile = to_pixels(image)
     np.testing.assert_array_equal(pixels, read_image(tmp_path / "a.png").pixels)
-    assert profile == read_image(tmp_path / "a.png").icc
+    assert profile == read_image(tmp_path / "a.png").metadata.icc
 
 
 def test_embedded_profile_does_not_depend_on_the_date() -> None:

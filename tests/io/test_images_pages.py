@@ -9,6 +9,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from chromabox.errors import ChromaboxError
+from chromabox.io.exif import FileMetadata
 from chromabox.io.images import ImageData, Pages, can_hold_pages, image_size, read_image, read_pages, write_pages
 
 RNG = np.random.default_rng(8)
@@ -61,9 +62,9 @@ def test_pages_of_any_kind_keep_their_own_information(tmp_path: Path) -> None:
     write_tiff(tmp_path / "a.tif", pages)
     first, second, third = read_pages(tmp_path / "a.tif")
     np.testing.assert_array_equal(first.pixels, FULL)
-    assert (first.icc, first.dpi) == (SRGB, (300, 300))
+    assert (first.metadata.icc, first.metadata.dpi) == (SRGB, (300, 300))
     np.testing.assert_array_equal(second.pixels, grey16[..., None].repeat(3, 2))
-    assert (second.icc, second.dpi in (None, (1, 1)), second.bit_depth) == (None, True, 16)
+    assert (second.metadata.icc, second.metadata.dpi in (None, (1, 1)), second.bit_depth) == (None, True, 16)
     np.testing.assert_array_equal(third.pixels, np.rot90(OTHER, -1))
     assert third.num_frames == 3
 
@@ -119,8 +120,8 @@ def test_tiff_with_pages_is_read_by_other_libraries(tmp_path: Path) -> None:
     deep = RNG.integers(0, 65536, (11, 13, 3)).astype(np.uint16)
     alpha = RNG.integers(0, 256, FULL.shape[:2], np.uint8)
     pages = [
-        ImageData(FULL, alpha, exif=exif_block(), icc=SRGB, dpi=(300.0, 240.0)),
-        ImageData(deep, exif=exif_block()),
+        ImageData(FULL, alpha, metadata=FileMetadata(exif=exif_block(), icc=SRGB, dpi=(300.0, 240.0))),
+        ImageData(deep, metadata=FileMetadata(exif=exif_block())),
         ImageData(OTHER),
     ]
     write_pages(tmp_path / "a.tif", iter(pages))

@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, ImageOps
 
 from chromabox.errors import ChromaboxError
+from chromabox.io.exif import FileMetadata
 from chromabox.io.images import ImageData, image_size, read_image, write_image
 
 RNG = np.random.default_rng(16)
@@ -48,7 +49,7 @@ def test_float_tiff_is_read_at_16_bits(tmp_path: Path, case: str, channels: int)
     image = read_image(path)
     expected = np.clip(values.astype(np.float64), 0, 1) * 65535
     np.testing.assert_allclose(image.pixels, expected[..., :3].repeat(3 // min(channels, 3), 2), atol=0.51)
-    assert (image.dpi, image.is_grey) == ((300, 200), channels == 1)
+    assert (image.metadata.dpi, image.is_grey) == ((300, 200), channels == 1)
     if channels == 4:
         np.testing.assert_allclose(image.alpha, expected[..., 3], atol=0.51)
     assert image_size(path) == (12, 10)
@@ -230,7 +231,7 @@ def test_orientation_is_applied_once(tmp_path: Path, orientation: int, variant: 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_metadata_are_preserved(tmp_path: Path, suffix: str) -> None:
-    image = ImageData(random_values(3), exif=exif_block(), icc=SRGB, dpi=(300.0, 240.0))
+    image = ImageData(random_values(3), metadata=FileMetadata(exif=exif_block(), icc=SRGB, dpi=(300.0, 240.0)))
     write_image(tmp_path / f"a{suffix}", image)
     write_image(tmp_path / f"b{suffix}", read_image(tmp_path / f"a{suffix}"))
     with Image.open(tmp_path / f"b{suffix}") as written:
@@ -242,7 +243,7 @@ def test_metadata_are_preserved(tmp_path: Path, suffix: str) -> None:
         assert written.info["icc_profile"] == SRGB
         assert written.info["dpi"] == pytest.approx((300, 240), abs=0.02)
     again = read_image(tmp_path / f"b{suffix}")
-    assert (again.bit_depth, again.icc) == (16, SRGB)
+    assert (again.bit_depth, again.metadata.icc) == (16, SRGB)
 
 
 def test_further_pages_are_counted_and_not_read(tmp_path: Path) -> None:

@@ -69,8 +69,14 @@ _MAX_PNG_CHUNK = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class FileMetadata:
-    """Metadata of a file besides EXIF, profile and resolution, and the encoding of the file."""
+    """Metadata of a file, which describe the upright sRGB image, and the encoding of the file."""
 
+    exif: bytes | None = None
+    """EXIF block. It contains no orientation."""
+    icc: bytes | None = None
+    """Profile for sRGB if the file has a colour profile."""
+    dpi: tuple[float, float] | None = None
+    """Resolution in pixels per inch (horizontal, vertical)."""
     xmp: bytes | None = None
     """XMP packet."""
     iptc: bytes | None = None
@@ -198,13 +204,14 @@ def _keep_bytes(value: Any) -> Any:
     return value.encode("latin-1", "replace") if isinstance(value, str) and not value.isascii() else value
 
 
-def read_metadata(path: Path, image: Image.Image, exif: bytes | None, size: tuple[int, int]) -> FileMetadata:
-    """Return the other metadata of the file. ``image`` is the open file, after its pixels were decoded.
+def read_metadata(path: Path, image: Image.Image, size: tuple[int, int], icc: bytes | None) -> FileMetadata:
+    """Return the metadata of the file. ``image`` is the open file, after its pixels were decoded.
 
-    ``exif`` is the result of `read_exif`. ``size`` is the width and height of the upright image. The pixel sizes in XMP
-    are updated to it.
+    ``size`` is the width and height of the upright image. The pixel sizes in EXIF and XMP are updated to it. ``icc`` is
+    the profile of the pixels after their conversion to sRGB.
     """
-    found: dict[str, Any] = {"xmp": None, "omitted": []}
+    exif = read_exif(image, size)
+    found: dict[str, Any] = {"exif": exif, "icc": icc, "dpi": read_dpi(image), "xmp": None, "omitted": []}
     try:
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             _read_jpeg(image, found)
@@ -388,18 +395,13 @@ def read_dpi(image: Image.Image) -> tuple[float, float] | None:
     return (horizontal, vertical) if 0 < horizontal < 1e6 and 0 < vertical < 1e6 else None
 
 
-def save_options(
-    image_format: str,
-    exif: bytes | None,
-    icc: bytes | None,
-    dpi: tuple[float, float] | None,
-    metadata: FileMetadata | None = None,
-) -> dict[str, Any]:
+def save_options(image_format: str, metadata: FileMetadata) -> dict[str, Any]:
     """Return the keyword arguments of `Image.save` for the metadata that the format supports with RGB pixels.
 
     For TIFF, ``tags`` contains tags to add to the directory. For PNG, ``chunks`` contains text chunks.
     """
     options: dict[str, Any] = {}
+    exif, icc, dpi = metadata.exif, metadata.icc, metadata.dpi
     if image_format not in ("BMP", "PPM"):
         # ICC.1:2022, 7.2: signature at byte 36, colour space of the data at byte 16. Images are always written as RGB.
         # With a grey or CMYK profile, viewers would show wrong colours or reject the file.
@@ -409,9 +411,7 @@ def save_options(
             options["exif"] = exif
     if dpi is not None and image_format not in ("WEBP", "PPM"):
         options["dpi"] = dpi
-    if metadata is not None:
-        options |= _format_options(image_format, metadata)
-    return options
+    return options | _format_options(image_format, metadata)
 
 
 def _format_options(image_format: str, metadata: FileMetadata) -> dict[str, Any]:
@@ -455,20 +455,14 @@ def _to_utf8(text: bytes) -> bytes:
         return text.decode("latin-1").encode()
 
 
-def list_omitted(
-    image_format: str,
-    exif: bytes | None,
-    icc: bytes | None,
-    dpi: tuple[float, float] | None,
-    metadata: FileMetadata,
-) -> list[str]:
+def list_omitted(image_format: str, metadata: FileMetadata) -> list[str]:
     """Return the names of the metadata that a file in this format does not contain (see `save_options`)."""
-    options = save_options(image_format, exif, icc, dpi, metadata)
+    options = save_options(image_format, metadata)
     has_xmp = "xmp" in options or image_format in ("PNG", "TIFF")
     lost = {
-        "EXIF": exif is not None and "exif" not in options,
-        "colour profile": icc is not None and "icc_profile" not in options,
-        "resolution": dpi is not None and "dpi" not in options,
+        "EXIF": metadata.exif is not None and "exif" not in options,
+        "colour profile": metadata.icc is not None and "icc_profile" not in options,
+        "resolution": metadata.dpi is not None and "dpi" not in options,
         "XMP": metadata.xmp is not None and not has_xmp,
         "extended XMP": bool(metadata.extended_xmp) and image_format != "JPEG",
         "IPTC": metadata.iptc is not None and image_format not in ("JPEG", "TIFF", "PNG"),

@@ -41,8 +41,6 @@ from chromabox.io.exif import (
     apply_orientation,
     list_omitted,
     load_directories,
-    read_dpi,
-    read_exif,
     read_metadata,
     read_orientation,
     save_options,
@@ -99,21 +97,17 @@ class ImageData:
 
     `pixels` are sRGB values with the bit depth of the file. `alpha` has the same bit depth, and its maximum value means
     opaque. `is_grey` is true if the file contains a greyscale image. `format` is Pillow's name of the file format.
-    `exif` contains no orientation. `icc` is a profile for sRGB if the file has a colour profile. `dpi` is the
-    resolution in pixels per inch (horizontal, vertical). `metadata` is everything else that the file states, such as
-    XMP, IPTC and comments, and how it is compressed. `num_frames` is the number of pages or frames in the file, of
-    which this is one. `duration` is how long a frame of an animation is shown, in milliseconds. `loop` is how often the
-    animation is shown (0: without end). `changes` are lines about what was changed by reading, such as a conversion to
-    sRGB. `notes` are lines about problems of the file that were solved or ignored.
+    `metadata` is everything else that the file states, such as EXIF and resolution, and how it is compressed.
+    `num_frames` is the number of pages or frames in the file, of which this is one. `duration` is how long a frame of
+    an animation is shown, in milliseconds. `loop` is how often the animation is shown (0: without end). `changes` are
+    lines about what was changed by reading, such as a conversion to sRGB. `notes` are lines about problems of the file
+    that were solved or ignored.
     """
 
     pixels: Pixels
     alpha: Alpha | None = None
     is_grey: bool = False
     format: str = "PNG"
-    exif: bytes | None = None
-    icc: bytes | None = None
-    dpi: tuple[float, float] | None = None
     num_frames: int = 1
     metadata: FileMetadata = field(default_factory=FileMetadata)
     duration: int | None = None
@@ -403,7 +397,7 @@ def _save_animation(
     options, omitted = _pillow_options(image_format, first, quality, keep_lossless)
     if any(frame.bit_depth == 16 for frame in frames):
         omitted.append("16 bits per channel")
-    if any((frame.exif, frame.dpi, frame.metadata) != (first.exif, first.dpi, first.metadata) for frame in frames):
+    if any(frame.metadata != first.metadata for frame in frames):
         omitted.append("metadata of the pages after the first")
     if image_format == "PNG":  # Each frame replaces the previous one, and is not blended with it.
         options |= {"disposal": 0, "blend": 0}
@@ -576,17 +570,13 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
     if image.mode in ("P", "PA"):
         is_grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
     size = pixels.shape[1], pixels.shape[0]
-    exif = read_exif(image, size)
     image_format = "JPEG" if image.format == "MPO" else str(image.format)
     return ImageData(
         pixels=pixels,
         alpha=np.ascontiguousarray(upright[..., -1]) if channels in (2, 4) else None,
         is_grey=is_grey,
         format=image_format,
-        exif=exif,
-        icc=srgb.icc,
-        dpi=read_dpi(image),
-        metadata=read_metadata(path, image, exif, size),
+        metadata=read_metadata(path, image, size, srgb.icc),
         duration=None if "duration" not in image.info else round(image.info["duration"]),
         loop=image.info.get("loop"),
         changes=srgb.changes,
@@ -652,13 +642,13 @@ def _save_image(
             f"the image has a side of {side:,} pixels; expected at most {max_side:,}; use PNG or TIFF for larger images"
         )
     if image_format == "TIFF" or (image_data.bit_depth == 16 and image_format == "PNG"):
-        fields = (image_data.exif, image_data.icc, image_data.dpi, image_data.metadata)
-        options, omitted = save_options(image_format, *fields), list_omitted(image_format, *fields)
+        metadata = image_data.metadata
+        options, omitted = save_options(image_format, metadata), list_omitted(image_format, metadata)
         values = pixels if alpha is None else np.dstack([pixels, alpha])
         if image_format == "PNG":
             write_16bit_png(path, values, options)
             return omitted
-        encoding = image_data.metadata.encoding if image_data.format == "TIFF" else {}
+        encoding = metadata.encoding if image_data.format == "TIFF" else {}
         compression = TIFF_COMPRESSIONS.get(encoding.get("compression", 1))
         if compression is None:
             omitted.append(f"TIFF compression {encoding['compression_name']} (Deflate is used instead)")
@@ -683,9 +673,9 @@ def _pillow_options(
     image_format: str, image_data: ImageData, quality: int, keep_lossless: bool
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the keyword arguments of `Image.save`, and the names of the metadata that the file does not contain."""
-    fields = (image_data.exif, image_data.icc, image_data.dpi, image_data.metadata)
-    options = save_options(image_format, *fields) | _SAVE_OPTIONS.get(image_format, {})
-    encoding = image_data.metadata.encoding if image_data.format == image_format else {}
+    metadata = image_data.metadata
+    options = save_options(image_format, metadata) | _SAVE_OPTIONS.get(image_format, {})
+    encoding = metadata.encoding if image_data.format == image_format else {}
     if image_format in ("JPEG", "WEBP"):
         options["quality"] = quality
     if image_format == "JPEG":
@@ -696,7 +686,7 @@ def _pillow_options(
         options["pnginfo"] = PngInfo()
         for kind, data in options.pop("chunks"):
             options["pnginfo"].add(kind, data)
-    return options, list_omitted(image_format, *fields)
+    return options, list_omitted(image_format, metadata)
 
 
 @lru_cache(maxsize=8)

@@ -98,7 +98,7 @@ BAD_USAGE = [
     ("train unet -o RUN", "already contains a run"),
     ("train --resume EMPTY", "contains no config.json"),
     ("train --resume nowhere", "nowhere"),
-    ("train --resume PHOTO", "contains no config.json"),
+    ("train --resume PHOTO", "is a file; expected a run folder"),
     ("train --resume RUN --recipe quick", "cannot change --recipe from course to quick; only --epochs and runtime"),
     ("train conv-transpose --resume RUN", "cannot change model from unet to conv-transpose; only --epochs and runtime"),
     (
@@ -325,7 +325,9 @@ def test_bad_image_does_not_stop_the_rest_and_gives_exit_code_1(
     code, out, err = chromabox("colour", *inputs, "-o", tmp_path, "--model", workspace / "net.onnx")
     assert code == 1
     written = [path for path in tmp_path.iterdir() if path.suffix == ".png"]
-    assert sorted(out.split()) == sorted(map(str, written))
+    *lines, summary = out.splitlines()
+    assert sorted(lines) == sorted(map(str, written))
+    assert summary == "colourised: 13, up to date: 0, failed: 1, not processed: 0"
     assert len(written) == 13
     assert err.startswith("chromabox: failed: ")
     assert "broken.png" in err

@@ -66,7 +66,7 @@ def test_names_are_shown_in_any_encoding(tmp_path: Path, monkeypatch: pytest.Mon
     expected = [f"{tmp_path}/out/{NAMES[name]}".encode(encoding, "backslashreplace").decode(encoding) for name in names]
     assert sorted(line for line in shown if line.startswith("/")) == sorted(expected)
     assert err.buffer.getvalue().decode(encoding) == (
-        rf"chromabox: failed: {folder}/bad\xff\n.png is empty: expected an image file" + "\n"
+        rf"chromabox: failed: {folder}/bad\xff\n.png is empty: expected an image or a video" + "\n"
     )
     assert {os.fsencode(path.name) for path in (tmp_path / "out").glob("*.png")} == set(names)
 

@@ -567,3 +567,19 @@ def test_threads_and_child_processes_get_the_same_result(tmp_path: Path) -> None
 def test_metadata_of_the_model_does_not_change_the_result(model: ColourModel) -> None:
     other = replace(model, metadata={})
     np.testing.assert_array_equal(colourise(GREY, model=model), colourise(GREY, model=other))
+
+
+def test_adobe_rgb_image_is_converted_and_unchanged(model: ColourModel, tmp_path: Path) -> None:
+    """The result states sRGB (DCF 2.0, 3.3.2: index R98); the input still states Adobe RGB (R03)."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({0xA001: 2, 0xA005: {1: "R03"}})
+    Image.fromarray(CAT).save(tmp_path / "cat.jpg", exif=exif)
+    with Image.open(tmp_path / "cat.jpg") as image:
+        results = [colourise(image, model=model) for _ in range(2)]
+        assert image.getexif().get_ifd(0xA005)[1] == "R03"
+    np.testing.assert_array_equal(*results)
+    for result in results:
+        stated = Image.Exif()
+        stated.load(result.info["exif"])
+        assert (stated.get_ifd(0x8769)[0xA001], stated.get_ifd(0xA005)[1]) == (1, "R98")
+        assert "icc_profile" in result.info

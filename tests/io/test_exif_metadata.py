@@ -12,10 +12,11 @@ import zlib
 from io import BytesIO
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, IptcImagePlugin
+from PIL import Image, ImageCms, IptcImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from chromabox.io.images import read_image, write_image
@@ -295,3 +296,27 @@ def test_exiftool_reads_the_same_values(tmp_path: Path) -> None:
         assert len(names) > 3
         assert {name: after.get(name) for name in names} == {name: before[name] for name in names}
         assert "Orientation" not in str(after)
+
+
+@pytest.mark.parametrize("has_profile", [False, True])
+def test_colour_space_entries_agree_with_the_converted_pixels(tmp_path: Path, has_profile: bool) -> None:
+    """EXIF 2.32, 4.6.5: colour space 1 is sRGB, 2 is Adobe RGB in practice. DCF 2.0, 3.3.2: index R98 is sRGB."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({0xA001: 2, 0xA500: 2.2, 0xA005: {1: "R03", 2: b"0100"}})
+    xmp = XMP.replace(b'tiff:Orientation="6"', b'exif:ColorSpace="65535" photoshop:ICCProfile="Adobe RGB (1998)"')
+    options = {"icc_profile": bytes(imagecodecs.cms_profile("adobergb"))} if has_profile else {}
+    green = Image.new("RGB", (8, 8), (100, 200, 100))
+    green.save(tmp_path / "a.jpg", exif=exif, xmp=xmp, quality=95, **options)
+    image = read_image(tmp_path / "a.jpg")
+    [change] = image.changes
+    assert "Adobe RGB" in change
+    assert image.pixels[0, 0, 0] < 60  # Less red than 100, because the green of Adobe RGB is more saturated.
+    write_image(tmp_path / "b.jpg", image)
+    with Image.open(tmp_path / "b.jpg") as written:
+        details, interoperability = (written.getexif().get_ifd(directory) for directory in (0x8769, 0xA005))
+        assert (details[0xA001], 0xA500 in details, interoperability[1]) == (1, False, "R98")
+        assert "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(BytesIO(written.info["icc_profile"])))
+    properties = described(tmp_path / "b.jpg")
+    assert properties["ColorSpace"] == "1"
+    assert "ICCProfile" not in properties
+    assert read_image(tmp_path / "b.jpg").changes == ()

@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from chromabox.errors import ChromaboxError
 from chromabox.io.exif import FileMetadata
-from chromabox.io.images import ImageData, image_size, read_image, write_image
+from chromabox.io.images import ImageData, image_size, read_image, read_pages, write_image
 
 RNG = np.random.default_rng(16)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -254,3 +254,10 @@ def test_further_pages_are_counted_and_not_read(tmp_path: Path) -> None:
     image = read_image(tmp_path / "a.tif")
     assert image.num_frames == 2
     np.testing.assert_array_equal(image.pixels, first)
+
+
+def test_all_pages_of_a_float_tiff_are_read(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 2 * 5 * 6 * 3, dtype=np.float32).reshape(2, 5, 6, 3)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")
+    pages = [page.pixels for page in read_pages(tmp_path / "a.tif")]
+    np.testing.assert_allclose(pages, values * 65535.0, atol=0.51)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from chromabox import __version__
@@ -17,7 +17,7 @@ from chromabox.colour.models import build_model
 from chromabox.colour.palette.palette import Palette
 from chromabox.colour.weights.checkpoint import PaletteModel, model_metadata
 from chromabox.colour.weights.onnx_model import ColourModel
-from chromabox.io.images import read_image
+from chromabox.io.images import read_image, read_pages
 from colour_fixtures import write_colour_model
 
 # https://cv.iptc.org/newscodes/digitalsourcetype/, version of 2024-10-23.
@@ -123,3 +123,24 @@ def test_quality_is_applied(tmp_path: Path, model: ColourModel, suffix: str) -> 
     else:
         assert b"VP8L" not in (tmp_path / "low.webp").read_bytes()
         assert read_image(tmp_path / "default.webp").metadata.encoding == {"lossless": True}
+
+
+@pytest.mark.parametrize(("name", "target"), [("a.tif", "b.tif"), ("a.gif", "b.png"), ("a.webp", "b.webp")])
+def test_every_page_keeps_its_packet_and_states_how_it_was_made(
+    tmp_path: Path, model: ColourModel, name: str, target: str
+) -> None:
+    frames = [Image.fromarray(GREY), Image.fromarray(GREY[::-1])]
+    options: dict[str, Any] = {"xmp": PACKET.encode()} if name == "a.webp" else {}
+    if name == "a.tif":
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[700] = PACKET.encode()
+        options["tiffinfo"] = tags
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+    colourise = make_file_coloriser(model, ColouriseOptions(), settings=cache_key(model, OPTIONS))
+    assert colourise(tmp_path / name, tmp_path / target) == {"notes": [], "changes": [], "omitted": []}
+    pages = list(read_pages(tmp_path / target))
+    assert len(pages) == 2
+    for page in pages:
+        stated = read_provenance(page.metadata.xmp)
+        assert stated["digital source type"] == TERM
+        assert stated.get("digital source type of the original") == (None if name == "a.gif" else PRINT)

@@ -433,8 +433,9 @@ def _format_options(image_format: str, metadata: FileMetadata) -> dict[str, Any]
     if image_format == "WEBP":
         return {} if xmp is None else {"xmp": xmp}
     if image_format == "TIFF":
-        tags = {_XMP_TAG: xmp, _IPTC_TAG: iptc, _PHOTOSHOP_TAG: metadata.photoshop}
-        return {"tags": {tag: data for tag, data in tags.items() if data}}
+        all_tags = {_XMP_TAG: xmp, _IPTC_TAG: iptc, _PHOTOSHOP_TAG: metadata.photoshop}
+        tags = {tag: data for tag, data in all_tags.items() if data}
+        return {"tags": tags} if tags else {}
     if image_format == "PNG":
         chunks = list(metadata.png_text)
         if xmp is not None:

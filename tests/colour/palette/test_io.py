@@ -133,7 +133,10 @@ def test_invalid_file_is_rejected_with_a_one_line_message(tmp_path, file, conten
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "message"), [("none.json", "No such file"), ("horse25", "one of cifar24, horse24")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none.json", "does not exist; expected a palette file"), ("horse25", "one of cifar24, horse24")],
+)
 def test_missing_file_or_name_is_rejected(tmp_path, name, message):
     with pytest.raises(ChromaboxError, match=f"{name}: .*{message}"):
         load_palette(tmp_path / name)

@@ -135,7 +135,9 @@ def run_demo(folder: Path) -> tuple[Path, AssignmentRuns, ReportFiles]:
     """
     figure = folder / "photographs.png"
     _colourise_samples(folder / "photographs", figure)
-    assignment = run_assignment(folder / "runs", DEMO)
+    # Selecting these settings by a benchmark would take longer than it saves in such short runs.
+    options = RuntimeOptions(precision="float32", channels_last="on", compile="off")
+    assignment = run_assignment(folder / "runs", DEMO, options=options)
     return figure, assignment, write_report(assignment.folders, folder, include_missing=True)
 
 

@@ -59,7 +59,7 @@ class AssignmentPlan:
 COURSE = AssignmentPlan("course", seeds=(0, 1, 2), sweep_seeds=(0, 1), detection_data="coco128")
 QUICK = AssignmentPlan("quick", seeds=(0, 1), sweep_seeds=(0,), detection_data=None)
 DEMO = AssignmentPlan(
-    "quick", seeds=(0,), sweep_seeds=(0,), detection_data=None, batch_sizes=(64, 512), sample_epochs=4
+    "quick", seeds=(0,), sweep_seeds=(0,), detection_data=None, batch_sizes=(64, 512), sample_epochs=3
 )
 
 

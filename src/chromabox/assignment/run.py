@@ -177,7 +177,7 @@ NUM_CACHED_VIEWS = 4
 NUM_FROZEN = 10
 
 
-def train_sample_detector(folder: Path, *, options: RuntimeOptions | None = None, epochs: int = 10) -> Path:
+def train_sample_detector(folder: Path, *, epochs: int, options: RuntimeOptions | None = None) -> Path:
     """Make a small synthetic dataset in ``folder/set``, fine-tune a detector on it and return ``folder/run``.
 
     YOLOv3-tiny starts from its pretrained weights. If they cannot be downloaded, a warning is logged and the model

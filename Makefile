@@ -5,11 +5,12 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
 READY := $(VENV)/ready
 
 .PHONY: demo test lint smoke clean
 
-demo: $(READY)
+demo: $(INSTALLED)
 	$(BIN)/chromabox demo --output demo
 
 test: $(READY)
@@ -23,9 +24,14 @@ lint: $(READY)
 smoke: $(READY)
 	$(BIN)/python scripts/smoke.py
 
-$(READY): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Chromabox needs Python 3.11 or later, found " + sys.version.split()[0] + "; use make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
+	# Modules are compiled when they are first imported, which is faster than compiling all of them.
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[all]'
+	touch $@
+
+$(READY): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
 	touch $@
 

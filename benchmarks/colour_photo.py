@@ -70,7 +70,7 @@ def make_photo(path: Path, megapixels: float) -> Path:
 
 def run_process(source: Path, target: Path, model: Path | None) -> tuple[float, float]:
     """Return seconds and peak memory (MB, 10⁶ bytes) of one ``chromabox colour`` process."""
-    command = [sys.executable, "-m", "chromabox", "colour", str(source), "-o", str(target)]
+    command = [sys.executable, "-m", "chromabox", "colour", str(source), "-o", str(target), "--overwrite"]
     command += [] if model is None else ["--model", str(model)]
     result = subprocess.run([sys.executable, "-c", METER_SCRIPT, *command], capture_output=True, text=True)
     if result.returncode:

@@ -69,8 +69,8 @@ def run_chromabox(worker: WorkerIO, threads: int, epochs: int, folder: Path, fre
     from chromabox.detect.training.config import FinetuneConfig
     from chromabox.detect.training.finetune import FinetuneJob, finetune
     from chromabox.detect.training.recipes import make_finetune_recipe
+    from chromabox.engine.options import RuntimeOptions
     from chromabox.engine.runs import peak_memory_bytes
-    from chromabox.engine.runtime_options import RuntimeOptions
 
     open_task = FinetuneJob.open_task
 

@@ -9,7 +9,9 @@ version is faster or needs less memory.
 """
 
 import argparse
+import contextlib
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -45,8 +47,18 @@ sys.exit(code)
 """
 
 
+OUTPUTS = ("small-out.jpg", "large-out.jpg", "detected.jpg", "hundred-detected")
+
+
 def run(source: Path, folder: Path, arguments: list[str]) -> Process:
-    """Run ``chromabox`` from a source tree in a folder. Raise CalledProcessError if it fails."""
+    """Run ``chromabox`` from a source tree in a folder, without the output of the previous run.
+
+    Raise CalledProcessError if it fails.
+    """
+    for output in (folder / name for name in OUTPUTS):
+        shutil.rmtree(output, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            output.unlink()
     environment = {**os.environ, "PYTHONPATH": str(source / "src")}
     command = [sys.executable, "-c", _MEASURE, sys.executable, "-m", "chromabox", *arguments]
     result = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -64,7 +76,7 @@ def write_image(path: Path, width: int, height: int, seed: int = 0) -> None:
 
 
 def prepare(folder: Path) -> dict[str, list[str]]:
-    """Write the inputs and return the arguments of each command. Outputs are overwritten in every run."""
+    """Write the inputs and return the arguments of each command."""
     write_image(folder / "small.jpg", 640, 480)
     write_image(folder / "large.jpg", 4000, 3000)
     (folder / "hundred").mkdir()

@@ -39,7 +39,7 @@ from chromabox.colour.weights.checkpoint import model_metadata
 from chromabox.colour.weights.onnx_model import read_classes
 from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
 from chromabox.engine.distributed import DistInfo
-from chromabox.engine.optim_config import lr_factor
+from chromabox.engine.options import lr_factor
 
 MODEL_ARGS = {"widths": [64, 112, 192, 288], "blocks": [1, 1, 2, 2]}
 PACKED_SIDE, PACKED_ASPECT, WEBP_QUALITY = 192, 1.5, 33

@@ -26,7 +26,7 @@ NAMES = {
     "chromabox.engine.distributed": "SyncBatchNorm2d DistInfo all_reduce_any all_reduce_mean "
     "broadcast_object convert_sync_batchnorm init_distributed",
     "chromabox.engine.autotune": "RuntimeConfig autotune resolve_device",
-    "chromabox.engine.runtime_options": "RuntimeOptions",
+    "chromabox.engine.options": "RuntimeOptions",
     "chromabox.engine.optim": "Muon",
     "chromabox.engine.logger": "MetricsLogger progress_bar read_metrics format_metrics",
     "chromabox.colour.palette.palette": "Palette annealed_mean assign_labels decode_labels draw_palette fit_palette "
@@ -86,9 +86,11 @@ RUNTIME = "--precision --compile --channels-last --threads --device"
 FLAGS = {
     "colour": "-o --output --explain --no-explain --model --style --temperature --palette --allow --ban --replace "
     "--hints --min-confidence --match --recursive --no-recursive --workers --overwrite --no-overwrite --contact-sheet "
-    "--temporal-smoothing",
-    "detect": "-o --output --weights --format --confidence --iou --classes --size --device --workers",
-    "score": "-o --output",
+    "--temporal-smoothing --quality --pages",
+    "detect": "-o --output --weights --format --confidence --iou --classes --size --device --workers --overwrite "
+    "--no-overwrite",
+    "verify": "--tolerance",
+    "score": "-o --output --overwrite --no-overwrite",
     "train": "--recipe --data --palette --seed -o --output --resume --epochs --batch-size --accumulate --learning-rate "
     f"--val-fraction --patience --size --kernel --num-filters --dilation --init {RUNTIME}",
     "finetune": "-o --output --weights --freeze --recipe --epochs --size --batch-size --cached-views --cache-memory "
@@ -97,14 +99,15 @@ FLAGS = {
     "compare": f"-o --output --models --recipe --seeds --data --palette --epochs --runs {RUNTIME}",
     "sweep": f"--over --seeds --recipe --epochs --steps --data --palette -o --output {RUNTIME}",
     "data cifar10": "",
-    "data check": "-o --output --repair",
+    "data check": "-o --output --repair --overwrite --no-overwrite",
     "data synth": "--size --seed",
-    "palette fit": "-o --output -k --colours --seed",
-    "palette show": "-o --output",
-    "weights": "-o --output --architecture --variant --classes --sanity-check --no-sanity-check",
-    "export": "--onnx --size",
+    "palette fit": "-o --output -k --colours --seed --overwrite --no-overwrite",
+    "palette show": "-o --output --overwrite --no-overwrite",
+    "weights": "-o --output --architecture --variant --classes --sanity-check --no-sanity-check --overwrite "
+    "--no-overwrite",
+    "export": "--onnx --size --overwrite --no-overwrite",
     "report": f"-o --output --all --no-all --quick --no-quick {RUNTIME}",
-    "check": "--timeout --memory-limit --json",
+    "check": "--timeout --memory-limit --json --overwrite --no-overwrite",
     "count": "--size --kernel --num-filters --colours --in-channels --biases --no-biases --batch-norm --no-batch-norm "
     "--count-activations --no-count-activations",
     "padding": "--kernel --stride --dilation",
@@ -124,7 +127,7 @@ INVALID = [
 # (arguments, beginning of the message): what a command rejects, in exactly one line.
 REJECTED = [
     ("", "no command given; see chromabox --help"),
-    ("frobnicate", "frobnicate: unknown command; expected one of colour, detect, score, train,"),
+    ("frobnicate", "frobnicate: unknown command; expected one of colour, detect, verify, score, train,"),
     ("train", "no model given: expected one of pool-upsample, "),
     ("train unet --patience 2", "--patience: early stopping needs a validation set"),
     ("train --resume /nowhere", "/nowhere: contains no config.json; use a run folder"),

@@ -32,6 +32,7 @@ def make_video(
     colour_tags: dict[str, int] | None = None,
     rotation: tuple[float, bool, bool] | None = None,
     sample_aspect_ratio: Fraction | None = None,
+    codec_options: dict[str, str] | None = None,
 ) -> Path:
     """Encode RGB frames almost losslessly at ``timestamps`` (in units of TIME_BASE).
 
@@ -41,7 +42,7 @@ def make_video(
     frames = [make_frame(shift=index) for index in range(5)] if frames is None else frames
     with av.open(str(path), "w", container_options=muxer_options or {}) as container:
         container.metadata.update(metadata or {})
-        options = {"crf": "4"} if codec == "libx264" else {}
+        options = ({"crf": "4"} if codec == "libx264" else {}) | (codec_options or {})
         video = container.add_stream(codec, rate=25, options=options)
         video.height, video.width = frames[0].shape[:2]
         video.pix_fmt = pix_fmt

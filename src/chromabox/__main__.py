@@ -1,8 +1,9 @@
 """Entry point of ``chromabox`` and ``python -m chromabox``. An error is printed as a message and sets the exit code."""
 
+import io
 import sys
 
-from chromabox.errors import ChromaboxError, missing_package
+from chromabox.errors import ChromaboxError, escape_unprintable, missing_package
 
 #: The optional modules that each extra installs.
 EXTRAS = {
@@ -10,6 +11,7 @@ EXTRAS = {
     | {"supervision", "tensorboard", "torch"},
     "assignment": {"jinja2", "pygments", "sympy", "typst"},
     "video": {"av"},
+    "heic": {"pillow_heif"},
 }
 
 
@@ -17,6 +19,10 @@ def main() -> None:
     """Run the command line and exit with 0 on success, 1 on failure, 2 on invalid usage and 130 if interrupted."""
     from chromabox.cli import run_cli
 
+    for stream in (sys.stdout, sys.stderr):
+        # A character that the terminal's encoding lacks must not end the program.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(run_cli())
     except ChromaboxError as error:
@@ -40,7 +46,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"chromabox: {message}", file=sys.stderr)
+    print(f"chromabox: {escape_unprintable(message)}", file=sys.stderr)
     return code
 
 

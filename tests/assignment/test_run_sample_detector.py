@@ -11,7 +11,7 @@ from chromabox.assignment import run as run_module
 from chromabox.assignment.run import train_sample_detector
 from chromabox.detect.data.synthetic import Objects, make_synthetic_dataset
 from chromabox.detect.weights.load import load_detector
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 from chromabox.errors import ChromaboxError
 
 FAST = RuntimeOptions(precision="float32", channels_last="off", threads=1)

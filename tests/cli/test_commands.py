@@ -98,7 +98,7 @@ BAD_USAGE = [
     ("train unet -o RUN", "already contains a run"),
     ("train --resume EMPTY", "contains no config.json"),
     ("train --resume nowhere", "nowhere"),
-    ("train --resume PHOTO", "contains no config.json"),
+    ("train --resume PHOTO", "is a file; expected a run folder"),
     ("train --resume RUN --recipe quick", "cannot change --recipe from course to quick; only --epochs and runtime"),
     ("train conv-transpose --resume RUN", "cannot change model from unet to conv-transpose; only --epochs and runtime"),
     (
@@ -135,7 +135,24 @@ BAD_USAGE = [
     ("colour PHOTOS -o out --match *.bmp", "--match: no image"),
     ("colour PHOTOS -o out --workers 0", "workers is 0"),
     ("train photo --recipe course --data PHOTOS", "--recipe course"),
-    ("train photo", "'cifar10:horse': not a folder"),
+    ("train photo", "--data: required for photo; expected a folder of photographs"),
+    ("train unet -o GREY", "grey.png is a file; expected a run folder"),
+    ("evaluate NET -o GREY", "grey.png is a file; expected a folder"),
+    ("evaluate NET --temperature nan", "--temperature is nan: expected a number from 0 to 1"),
+    ("evaluate --temperature 0.5 --data PHOTOS", "--temperature, --output: only for models with a palette"),
+    ("palette fit PHOTOS -o out.txt", "out.txt: unsupported suffix; expected one of .npy, .json, .gpl"),
+    ("palette show nope -o out.png", "nope: unknown palette; expected one of"),
+    ("colour GREY -o out.png --palette nope", "nope: unknown palette; expected one of"),
+    ("colour GREY -o out.png --palette nope.json", "nope.json: does not exist"),
+    ("colour GREY -o out.png --palette nope.jpg", "nope.jpg: does not exist"),
+    ("colour nofile.mp4 -o out.mp4", "nofile.mp4 does not exist"),
+    ("colour *.jpg -o out", "*.jpg: no file matches this pattern"),
+    ("colour GREY --output=", '--output: is empty ("")'),
+    ("colour GREY -o out --temporal-smoothing 0.8", "--temporal-smoothing: has no effect on the given inputs"),
+    ("colour GREY -o out --match *.png", "--match: has no effect on the given inputs; expected a folder"),
+    ("colour GREY -o out --no-recursive", "--no-recursive: has no effect on the given inputs; expected a folder"),
+    ("colour GREY -o name.avif", "name.avif: unsupported output format for an image; expected .bmp"),
+    ("colour GREY PHOTO -o out.jpg", "out.jpg: 2 inputs cannot be written to one file; use -o FOLDER"),
     ("train photo --kernel 5 --data PHOTOS", "--kernel: not supported for photo"),
     ("train photo --size 50 --data PHOTOS", "size is 50"),
     ("train photo --init NET --data PHOTOS", "expected a photo model"),
@@ -144,7 +161,6 @@ BAD_USAGE = [
     ("colour GREY", "output"),
     ("colour nowhere.png -o out", "nowhere.png"),
     ("colour GREY -o GREY", "is the same file as the input"),
-    ("colour GREY GREY -o out", "would be written to the same file"),
     ("colour GREY -o out.gif", "out.gif"),
     ("palette fit PHOTOS -k 1 -o out.json", "colours is 1"),
     ("palette fit -o out.json", "no images given"),
@@ -309,7 +325,9 @@ def test_bad_image_does_not_stop_the_rest_and_gives_exit_code_1(
     code, out, err = chromabox("colour", *inputs, "-o", tmp_path, "--model", workspace / "net.onnx")
     assert code == 1
     written = [path for path in tmp_path.iterdir() if path.suffix == ".png"]
-    assert sorted(out.split()) == sorted(map(str, written))
+    *lines, summary = out.splitlines()
+    assert sorted(lines) == sorted(map(str, written))
+    assert summary == "colourised: 13, up to date: 0, failed: 1, not processed: 0"
     assert len(written) == 13
     assert err.startswith("chromabox: failed: ")
     assert "broken.png" in err
@@ -424,7 +442,7 @@ def test_second_run_skips_images_that_are_up_to_date(
     assert processed == {"00.png", "02.png"}
     assert (target / "02.png").read_bytes() == first["02.png"]
     assert (target / "00.png").read_bytes() == first["01.png"]
-    assert "up to date" not in chromabox(*command, "--temperature", "0.1")[1]
+    assert "(up to date)" not in chromabox(*command, "--temperature", "0.1")[1]
 
 
 def test_palette_constraints_explanation_and_contact_sheet(
@@ -433,7 +451,7 @@ def test_palette_constraints_explanation_and_contact_sheet(
     options = ["--palette", "horse24", "--ban", "black", "--explain", "--contact-sheet", tmp_path / "sheet.jpg"]
     code, out, err = chromabox("colour", workspace / "grey.png", "-o", tmp_path / "out.png", *options)
     assert (code, err) == (0, "")
-    for name in ("out.png", "out.explained.png", "sheet.jpg"):
+    for name in ("out.png", "out.png.explained.png", "sheet.jpg"):
         assert str(tmp_path / name) in out
         with Image.open(tmp_path / name) as image:
             image.load()

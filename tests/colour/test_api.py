@@ -5,6 +5,7 @@ Independent sources: scikit-image computes the expected lightness, Pillow makes 
 
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 from skimage.color import rgb2lab
 from skimage.data import chelsea
 
@@ -204,6 +205,9 @@ def test_info_is_kept_except_grey_profile_and_transparency(model: ColourModel, t
         (np.zeros((), np.uint8), r"shape \(\)"),
         (np.zeros((0, 5), np.uint8), "shape 0 × 5"),
         (np.full((4, 5), 1.5), "values from 1.5 to 1.5: expected 0 to 1"),
+        (np.linspace(0, 1.002, 20).reshape(4, 5), "values from 0 to 1.002: expected 0 to 1"),
+        (np.linspace(-0.002, 1, 20, dtype=np.float32).reshape(4, 5), "values from -0.002 to 1: expected 0 to 1"),
+        (np.array([[0.5, 1.003]], np.float16), "values from 0.5 to 1.00293: expected 0 to 1"),
         (np.full((4, 5), -0.1), "values from -0.1"),
         (np.full((4, 5, 4), np.nan), "values that include NaN"),
         (np.full((4, 5), np.inf, np.float32), "values from inf"),
@@ -215,6 +219,107 @@ def test_info_is_kept_except_grey_profile_and_transparency(model: ColourModel, t
 def test_unsupported_image_is_rejected(model: ColourModel, image: object, error: str) -> None:
     with pytest.raises(UsageError, match=error):
         colourise(image, model=model)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_rounding_errors_of_floats_are_clipped(model: ColourModel, dtype: type) -> None:
+    values = (np.dstack([CAT, ALPHA]) / 255).astype(dtype)
+    overshot = np.where(values == 1, 1.001, np.where(values == 0, -0.001, values)).astype(dtype)
+    coloured = colourise(overshot, model=model)
+    np.testing.assert_array_equal(coloured, colourise(values, model=model))
+    assert (coloured.min(), coloured.max()) == (0, 1)
+    grey = Image.fromarray(overshot[..., 3].astype(np.float32))
+    np.testing.assert_array_equal(np.asarray(colourise(grey, model=model)).max(), 255)
+
+
+def save_turned(path: Path, orientation: int, image: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif.get_ifd(0x8769)[0x9003] = orientation, "a cat", "2001:02:03 04:05:06"
+    rdf = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+    xmp = (
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{rdf}"><rdf:Description '
+        f'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{orientation}"/></rdf:RDF></x:xmpmeta>'
+    ).encode()
+    options = {"xmp": xmp} if path.suffix in (".jpg", ".webp") else {}
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    options |= {"lossless": True} if path.suffix == ".webp" else {}
+    image.save(path, dpi=(300, 200), exif=exif, icc_profile=profile, **options)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_an_image_is_applied_once(
+    model: ColourModel, tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    """The expected pixels and metadata are those of Pillow's exif_transpose."""
+    path = tmp_path / f"cat{suffix}"
+    save_turned(path, orientation, Image.fromarray(CAT))
+    # Pillow 12 scrambles some TIFF files that are opened by name.
+    with path.open("rb") as file, Image.open(file) as image:
+        upright = ImageOps.exif_transpose(image)
+    with path.open("rb") as file, Image.open(file) as image:
+        coloured = colourise(image, model=model)
+    np.testing.assert_array_equal(np.asarray(coloured), colourise(np.asarray(upright.convert("RGB")), model=model))
+    assert coloured.size == ((100, 130) if orientation >= 5 else (130, 100))
+    exif = coloured.getexif()
+    assert (exif.get(0x0112, 1), exif[0x010E]) == (1, "a cat")
+    if suffix != ".tif":  # Pillow does not write this directory to TIFF.
+        assert exif.get_ifd(0x8769)[0x9003] == "2001:02:03 04:05:06"
+    assert b"Orientation" not in coloured.info.get("xmp", b"")
+    assert coloured.info["icc_profile"] == upright.info["icc_profile"]
+    # Applying the orientation before the call gives the same result.
+    np.testing.assert_array_equal(np.asarray(colourise(upright, model=model)), np.asarray(coloured))
+
+
+def test_orientation_of_transparent_and_16_bit_images_is_applied(model: ColourModel, tmp_path: Path) -> None:
+    for mode in ("RGBA", "LA", "I;16"):
+        save_turned(tmp_path / "cat.png", 6, in_mode(mode))
+        with Image.open(tmp_path / "cat.png") as image:
+            upright, coloured = ImageOps.exif_transpose(image), colourise(image, model=model)
+        assert coloured.size == (100, 130)
+        np.testing.assert_array_equal(np.asarray(coloured), np.asarray(colourise(upright, model=model)))
+
+
+def test_result_of_a_fax_can_be_saved_as_tiff(model: ColourModel, tmp_path: Path) -> None:
+    in_mode("1").save(tmp_path / "fax.tif", compression="group4", dpi=(200, 200))
+    with Image.open(tmp_path / "fax.tif") as fax:
+        coloured = colourise(fax, model=model)
+    coloured.save(tmp_path / "coloured.tif", dpi=coloured.info["dpi"])
+    with Image.open(tmp_path / "coloured.tif") as saved:
+        assert (saved.mode, saved.info["dpi"]) == ("RGB", (200, 200))
+        np.testing.assert_array_equal(np.asarray(saved), np.asarray(coloured))
+
+
+def test_image_with_invalid_exif_is_colourised(model: ColourModel) -> None:
+    image = Image.fromarray(CAT)
+    image.info |= {"exif": b"Exif\0\0no EXIF", "dpi": (72, 72)}
+    assert colourise(image, model=model).info == {"dpi": (72, 72)}
+
+
+def python_examples() -> list[str]:
+    """Return the Python examples in README.md and the how-to guide that save a colourised photograph."""
+    root = Path(__file__).parents[2]
+    texts = [(root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/how-to.md")]
+    blocks = [block for text in texts for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    return [block.partition("\ndetections")[0] for block in blocks if ".save(" in block]
+
+
+def test_documented_examples_keep_orientation_and_metadata(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(python_examples()) == 2
+    for example in python_examples():
+        save_turned(tmp_path / "house.jpg", 8, Image.fromarray(CAT))
+        before = (tmp_path / "house.jpg").read_bytes()
+        exec(example, {})
+        assert (tmp_path / "house.jpg").read_bytes() == before
+        with Image.open("house-colour.jpg") as saved, Image.open("house.jpg") as source:
+            exif = saved.getexif()
+            assert (saved.size, exif.get(0x0112, 1), exif[0x010E]) == ((100, 130), 1, "a cat")
+            assert exif.get_ifd(0x8769)[0x9003] == "2001:02:03 04:05:06"
+            assert (saved.info["dpi"], saved.info["icc_profile"]) == ((300, 200), source.info["icc_profile"])
+            expected = lightness(np.asarray(ImageOps.exif_transpose(source)))
+            assert np.abs(lightness(np.asarray(saved)) - expected).mean() < 1
+        (tmp_path / "house-colour.jpg").unlink()
 
 
 def test_truncated_image_is_rejected(model: ColourModel, tmp_path: Path) -> None:
@@ -411,30 +516,40 @@ def test_colourise_needs_no_training_packages(tmp_path: Path) -> None:
 
 CHILD_PROCESSES = """
 import multiprocessing
+import os
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 import chromabox
+from chromabox.colour.inference.load import open_model
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 80), np.uint8)
 
 
-def colourise(_):
-    return chromabox.colourise(IMAGE)
+def colourise(model):
+    return chromabox.colourise(IMAGE, model=model)
 
 
 if __name__ == "__main__":
     with ThreadPoolExecutor(4) as threads:
-        first, *others = threads.map(colourise, range(4))
+        first, *others = threads.map(colourise, [None] * 4)
     assert all(np.array_equal(first, other) for other in others)
+    model = open_model()
     for method in sys.argv[1:]:
         with multiprocessing.get_context(method).Pool(1) as pool:
-            result = pool.map_async(colourise, [0]).get(timeout=100)[0]
-        assert np.array_equal(first, result), method
+            results = pool.map_async(colourise, [None, model]).get(timeout=100)
+        assert all(np.array_equal(first, result) for result in results), method
         print(method)
-    assert np.array_equal(first, colourise(0))
+    if hasattr(os, "fork"):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(100)
+            os._exit(0 if np.array_equal(first, colourise(model)) and np.array_equal(first, colourise(None)) else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+    assert np.array_equal(first, colourise(None))
 """
 
 
@@ -452,3 +567,19 @@ def test_threads_and_child_processes_get_the_same_result(tmp_path: Path) -> None
 def test_metadata_of_the_model_does_not_change_the_result(model: ColourModel) -> None:
     other = replace(model, metadata={})
     np.testing.assert_array_equal(colourise(GREY, model=model), colourise(GREY, model=other))
+
+
+def test_adobe_rgb_image_is_converted_and_unchanged(model: ColourModel, tmp_path: Path) -> None:
+    """The result states sRGB (DCF 2.0, 3.3.2: index R98); the input still states Adobe RGB (R03)."""
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({0xA001: 2, 0xA005: {1: "R03"}})
+    Image.fromarray(CAT).save(tmp_path / "cat.jpg", exif=exif)
+    with Image.open(tmp_path / "cat.jpg") as image:
+        results = [colourise(image, model=model) for _ in range(2)]
+        assert image.getexif().get_ifd(0xA005)[1] == "R03"
+    np.testing.assert_array_equal(*results)
+    for result in results:
+        stated = Image.Exif()
+        stated.load(result.info["exif"])
+        assert (stated.get_ifd(0x8769)[0xA001], stated.get_ifd(0xA005)[1]) == (1, "R98")
+        assert "icc_profile" in result.info

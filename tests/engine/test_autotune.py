@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from chromabox.engine.autotune import RuntimeConfig, autotune, has_fast_bfloat16, resolve_device
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 from chromabox.errors import UsageError
 
 FIXED = [

@@ -1,5 +1,7 @@
 """ONNX export: files with different outputs are not written. Real models are tested with the models."""
 
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from chromabox.engine.export import MAX_DIFFERENCE, require_onnx_suffix, save_verified, to_onnx
+from chromabox.engine.export import MAX_DIFFERENCE, one_thread, require_onnx_suffix, save_verified, to_onnx
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.runtime.session import open_session
 
@@ -77,3 +79,23 @@ def test_missing_libraries_and_other_suffixes_are_rejected(monkeypatch: pytest.M
     monkeypatch.setattr("torch.onnx.export", fail_to_import)
     with pytest.raises(UsageError, match=r"exporting requires onnxscript, .*chromabox\[train\]"):
         to_onnx(nn.Identity(), torch.zeros(2), {}, ["x"], ["y"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_one_thread_works_in_a_process_forked_after_threads_were_used() -> None:
+    """Without ``one_thread``, the child waits forever for the threads of its parent."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        values = torch.rand(1 << 20)
+        expected = values.exp().sum()
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            with one_thread():
+                is_right = torch.get_num_threads() == 1 and torch.allclose(values.exp().sum(), expected)
+            os._exit(0 if is_right and torch.get_num_threads() == 2 else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        torch.set_num_threads(threads)

@@ -14,9 +14,8 @@ import torch
 
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import save_checkpoint
-from chromabox.engine.optim_config import OptimConfig
+from chromabox.engine.options import OptimConfig, RuntimeOptions
 from chromabox.engine.runs import RunConfig, RunDir, package_versions, train_pending
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import ChromaboxError, UsageError
 
 

@@ -7,7 +7,7 @@ from tiny_training import make_model, make_schedule, make_task
 from torch import Tensor
 
 from chromabox.engine.autotune import RuntimeConfig, autotune
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.trainer import fit
 from chromabox.errors import ChromaboxError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.experiments.compare import Comparison, compare, group_runs, tabulate
 

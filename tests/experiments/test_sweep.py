@@ -17,8 +17,8 @@ from chromabox.colour.evaluation.metrics import colourfulness
 from chromabox.colour.palette.io import load_palette
 from chromabox.colour.training.train import TrainConfig, load_inputs
 from chromabox.colour.weights.checkpoint import load_palette_model
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.experiments.runs import find_runs
 from chromabox.experiments.sweep import SWEEP_PARAMETERS, parse_sweep, sweep

@@ -1,10 +1,14 @@
 """Atomic writes: complete files on success, unchanged files after any error."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from chromabox.io.atomic import atomic_write
+from chromabox.errors import ChromaboxError
+from chromabox.io.atomic import _delete_abandoned_files, atomic_write, check_writable_folder
 
 
 @pytest.mark.parametrize("old", [None, b"old"])
@@ -70,3 +74,45 @@ def test_folder_at_the_target_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError), atomic_write(tmp_path / "a") as temp_path:
         temp_path.write_bytes(b"")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_temporary_files_of_killed_processes_are_deleted(tmp_path: Path) -> None:
+    """The oracle is a process that is killed while it writes."""
+    program = """
+import sys, time
+from pathlib import Path
+from chromabox.io.atomic import atomic_write
+with atomic_write(Path(sys.argv[1])) as temp_path:
+    temp_path.write_bytes(b"partial")
+    print("written", flush=True)
+    time.sleep(60)
+"""
+    path = tmp_path / "a.b" / "c.png"
+    path.parent.mkdir()
+    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"written\n"
+        [left] = path.parent.iterdir()
+        with atomic_write(path) as temp_path:
+            temp_path.write_bytes(b"new")
+        assert left.exists()  # The other process still runs.
+        process.kill()
+    assert left.exists()
+    (path.parent / ".c.0123456789ab.png").touch()  # a hidden file of the user
+    _delete_abandoned_files.cache_clear()
+    with atomic_write(path) as temp_path:
+        temp_path.write_bytes(b"newer")
+    assert sorted(file.name for file in path.parent.iterdir()) == [".c.0123456789ab.png", "c.png"]
+
+
+def test_folders_that_cannot_be_written_to_are_rejected(tmp_path: Path) -> None:
+    check_writable_folder(tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(ChromaboxError, match=r"cannot be created: .*file is a file"):
+        check_writable_folder(tmp_path / "file" / "folder")
+    (tmp_path / "protected").mkdir(mode=0o500)
+    if os.access(tmp_path / "protected", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    with pytest.raises(ChromaboxError, match="protected is not writable"):
+        check_writable_folder(tmp_path / "protected" / "new")

@@ -227,9 +227,20 @@ def loop(folder: Path) -> Path:
     return folder / "a.png"
 
 
+def webp_header(width: int, height: int) -> bytes:
+    """Return an animated WebP whose header (WebP container specification, "VP8X") has the given size."""
+    content = encode_frames("WEBP", lossless=True)
+    position = content.index(b"VP8X") + 12
+    size = b"".join((side - 1).to_bytes(3, "little") for side in (width, height))
+    return content[:position] + size + content[position + 6 :]
+
+
+FLOAT_COLOURS = PIXELS16 / np.float32(65535)
+FLOAT_RANGE = ": unsupported values from "
+TOO_FEW_BYTES = "cannot be decoded: the file is truncated or corrupt ("
 GREY_RANGE = "; expected 0 to 1"
 TRUNCATED = "cannot be decoded: the file is truncated or corrupt"
-UNKNOWN = "is not an image or its header is corrupt"
+UNKNOWN = "is not an image, or its kind is unknown"
 INVALID_IMAGES = {
     "truncated JPEG": (bytes_at("a.jpg", encode_half(FLAT, "JPEG")), TRUNCATED),
     "JPEG without its last bytes": (bytes_at("a.jpg", encode(PIXELS, "JPEG")[:-60]), TRUNCATED),
@@ -246,7 +257,10 @@ INVALID_IMAGES = {
         TRUNCATED,
     ),
     "truncated WebP": (bytes_at("a.webp", encode_half(PIXELS, "WEBP")), TRUNCATED),
-    "truncated GIF": (bytes_at("a.gif", encode_half(PIXELS, "GIF")), UNKNOWN),
+    "truncated GIF": (
+        bytes_at("a.gif", encode_half(PIXELS, "GIF")),
+        "is damaged: the header of the GIF image is corrupt",
+    ),
     "changed byte": (bytes_at("a.png", encode(PIXELS, "PNG").replace(b"IDAT", b"IDAT\xff", 1)), TRUNCATED),
     "empty file": (bytes_at("a.png", b""), "is empty: expected an image file"),
     "text file": (bytes_at("a.jpg", b"This is a text file."), UNKNOWN),
@@ -256,7 +270,17 @@ INVALID_IMAGES = {
     ),
     "float TIFF out of range": (bytes_at("a.tif", tiff(FLOATS * 255)), GREY_RANGE),
     "float TIFF below 0": (bytes_at("a.tif", tiff(FLOATS - 1)), GREY_RANGE),
-    "float colour TIFF": (bytes_at("a.tif", tiff(PIXELS16 / np.float32(65535), photometric="rgb")), UNKNOWN),
+    "float colour TIFF out of range": (bytes_at("a.tif", tiff(FLOAT_COLOURS * 2, photometric="rgb")), FLOAT_RANGE),
+    "float colour TIFF with NaN": (
+        bytes_at("a.tif", tiff(np.where(FLOAT_COLOURS > 0.9, np.nan, FLOAT_COLOURS), photometric="rgb")),
+        ": unsupported values that include NaN; expected 0 to 1",
+    ),
+    "PNG with far too little data": (bytes_at("a.png", png_header(10_000, 10_000)), TOO_FEW_BYTES),
+    "BMP with far too little data": (
+        bytes_at("a.bmp", encode(PIXELS, "BMP").replace(struct.pack("<2i", 20, 12), struct.pack("<2i", 10_000, 9_000))),
+        TOO_FEW_BYTES,
+    ),
+    "WebP with far too little data": (bytes_at("a.webp", webp_header(16_000, 9_000)), TOO_FEW_BYTES),
     "folder": (sub_folder, "is a folder: expected an image file"),
     "pipe": (pipe, "is a pipe or a device: expected an image file"),
     "device": (lambda folder: Path(os.devnull), "is a pipe or a device: expected an image file"),
@@ -278,10 +302,71 @@ def test_invalid_images_raise_a_one_line_error(tmp_path: Path, case: str) -> Non
     with pytest.raises(ChromaboxError) as caught:
         read_image(path)
     error_message = str(caught.value)
-    assert error_message.startswith(f"{path}: unsupported grey" if message == GREY_RANGE else f"{path} {message}")
+    start = f"{path}{message}" if message.startswith(":") else f"{path} {message}"
+    assert error_message.startswith(f"{path}: unsupported values" if message == GREY_RANGE else start)
+    assert ("bytes are too few for" in error_message) == (message == TOO_FEW_BYTES)
     assert message in error_message
     assert "\n" not in error_message
     assert {item: item.read_bytes() for item in tmp_path.iterdir() if item.is_file()} == before
+
+
+JPEG_OPTIONS = [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"quality": 100, "subsampling": 0}]
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS, ids=str)
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_that_lacks_only_its_end_marker_is_read(tmp_path: Path, mode: str, options: dict[str, object]) -> None:
+    smooth = Image.fromarray(PIXELS).resize((90, 70), Image.Resampling.BICUBIC).convert(mode)
+    buffer = BytesIO()
+    smooth.save(buffer, "JPEG", **options)
+    content = buffer.getvalue()
+    expected = np.asarray(Image.open(buffer).convert("RGB")).astype(int)
+    path = tmp_path / "a.jpg"
+    note = ("the end marker of the JPEG file is missing, but the image is complete",)
+    ends = (content[:-2], content[:-1], content[:-2] + bytes(40))
+    for end in ends:
+        path.write_bytes(end)
+        image = read_image(path)
+        np.testing.assert_array_equal(image.pixels, expected)
+        assert image.notes == note
+    # At every other position, image data are missing: an error, except where only padding bits or zeros are missing.
+    num_read = 0
+    for length in [*range(len(content) - 20, len(content) - 2), *range(len(content) // 3, len(content) - 20, 211)]:
+        path.write_bytes(content[:length])
+        try:
+            image = read_image(path)
+        except ChromaboxError as error:
+            assert TRUNCATED in str(error)  # noqa: PT017
+        else:
+            num_read += 1
+            np.testing.assert_array_equal(image.pixels, expected)
+    assert num_read <= 3
+
+
+def test_progressive_jpeg_that_ends_after_a_scan_is_rejected(tmp_path: Path) -> None:
+    content = encode(FLAT, "JPEG", progressive=True)
+    scans = [start for start in range(len(content)) if content[start : start + 2] == b"\xff\xda"]
+    path = tmp_path / "a.jpg"
+    for start in scans[1:]:
+        path.write_bytes(content[: content.rindex(b"\xff\xc4", 0, start)])  # Before the Huffman table of the scan.
+        with pytest.raises(ChromaboxError, match=TRUNCATED):
+            read_image(path)
+
+
+@pytest.mark.parametrize("trailer", [b"trailer", bytes(500), b"\xff\xda\0\x08\xff", RNG.bytes(4000)], ids=range(4))
+def test_data_after_the_end_marker_of_a_jpeg_are_ignored(tmp_path: Path, trailer: bytes) -> None:
+    content = encode(FLAT, "JPEG", exif=exif_orientation(1))
+    (tmp_path / "a.jpg").write_bytes(content + trailer)
+    image = read_image(tmp_path / "a.jpg")
+    assert image.notes == ()
+    np.testing.assert_array_equal(image.pixels, np.asarray(Image.open(BytesIO(content))))
+
+
+def test_truncated_jpeg_that_is_padded_with_zeros_is_rejected(tmp_path: Path) -> None:
+    content = encode(PIXELS, "JPEG")
+    (tmp_path / "a.jpg").write_bytes(content[: len(content) * 9 // 10] + bytes(5000))
+    with pytest.raises(ChromaboxError, match=TRUNCATED):
+        read_image(tmp_path / "a.jpg")
 
 
 def inside_a_file(folder: Path) -> Path:

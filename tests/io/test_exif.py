@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from chromabox.io.exif import keep_descriptive, read_dpi, read_exif, read_orientation, save_options
+from chromabox.io.exif import FileMetadata, keep_descriptive, read_dpi, read_exif, read_orientation, save_options
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -87,8 +87,10 @@ FORMATS = {
 
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_save_options_match_the_format(image_format: str) -> None:
-    assert set(save_options(image_format, b"Exif", SRGB, (72.0, 72.0))) == FORMATS[image_format]
-    assert save_options(image_format, None, None, None) == {}
+    assert (
+        set(save_options(image_format, FileMetadata(exif=b"Exif", icc=SRGB, dpi=(72.0, 72.0)))) == FORMATS[image_format]
+    )
+    assert save_options(image_format, FileMetadata()) == {}
 
 
 @pytest.mark.parametrize(
@@ -97,9 +99,9 @@ def test_save_options_match_the_format(image_format: str) -> None:
     ids=["empty", "text", "truncated", "grey", "cmyk", "zeros"],
 )
 def test_profile_for_other_than_rgb_is_omitted(icc: bytes) -> None:
-    assert save_options("PNG", None, icc, None) == {}
+    assert save_options("PNG", FileMetadata(icc=icc)) == {}
 
 
 def test_exif_longer_than_a_jpeg_segment_is_omitted_only_in_jpeg() -> None:
-    assert save_options("JPEG", bytes(65_534), None, None) == {}
-    assert save_options("PNG", bytes(65_534), None, None) == {"exif": bytes(65_534)}
+    assert save_options("JPEG", FileMetadata(exif=bytes(65_534))) == {}
+    assert save_options("PNG", FileMetadata(exif=bytes(65_534))) == {"exif": bytes(65_534)}

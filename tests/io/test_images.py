@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.exif import FileMetadata
 from chromabox.io.images import (
     ImageData,
     check_not_input,
@@ -183,18 +184,20 @@ def test_metadata_are_preserved(tmp_path: Path, suffix: str) -> None:
     exif.get_ifd(0x8769)[0x9003] = "2001:02:03 04:05:06"
     icc = profile(b"RGB ")
     alpha = None if suffix == ".jpg" else GREY
-    image = ImageData(random_pixels(2, 2), alpha, exif=exif.tobytes(), icc=icc, dpi=(300.0, 300.0))
+    image = ImageData(
+        random_pixels(2, 2), alpha, metadata=FileMetadata(exif=exif.tobytes(), icc=icc, dpi=(300.0, 300.0))
+    )
     write_image(tmp_path / f"a{suffix}", image)
     # Written twice, to test that the metadata that were read can be written.
     write_image(tmp_path / f"b{suffix}", read_image(tmp_path / f"a{suffix}"))
     result = read_image(tmp_path / f"b{suffix}")
-    assert result.icc == icc
-    assert result.exif is not None
+    assert result.metadata.icc == icc
+    assert result.metadata.exif is not None
     written_exif = Image.Exif()
-    written_exif.load(result.exif)
+    written_exif.load(result.metadata.exif)
     assert written_exif[0x010F] == "Maker"
     assert written_exif.get_ifd(0x8769)[0x9003] == "2001:02:03 04:05:06"
-    assert suffix == ".webp" or result.dpi == pytest.approx((300, 300), abs=0.01)
+    assert suffix == ".webp" or result.metadata.dpi == pytest.approx((300, 300), abs=0.01)
     assert (result.alpha is None) == (alpha is None)
 
 
@@ -209,8 +212,8 @@ def test_tiff_strip_tags_are_not_copied_to_a_jpeg(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("space", [b"GRAY", b"CMYK"])
 def test_profile_of_another_colour_space_is_omitted(tmp_path: Path, space: bytes) -> None:
-    write_image(tmp_path / "a.png", ImageData(random_pixels(), icc=profile(space)))
-    assert read_image(tmp_path / "a.png").icc is None
+    write_image(tmp_path / "a.png", ImageData(random_pixels(), metadata=FileMetadata(icc=profile(space))))
+    assert read_image(tmp_path / "a.png").metadata.icc is None
 
 
 def make_bad(folder: Path, name: str) -> Path:
@@ -249,7 +252,7 @@ BAD_INPUTS = [
     ("missing.png", "does not exist: expected an image file"),
     ("folder.png", "is a folder: expected an image file"),
     ("empty.png", "is empty: expected an image file"),
-    ("text.png", "is not an image or its header is corrupt"),
+    ("text.png", "is not an image, or its kind is unknown"),
     ("cut.png", "is truncated or corrupt"),
     ("cut.jpg", "is truncated or corrupt"),
     ("cut.tif", "corrupt"),
@@ -259,9 +262,9 @@ BAD_INPUTS = [
     ("large.png", "is too large: its header states 14000 × 8000 pixels; expected at most 100,000,000 pixels"),
     ("none.png", "is"),
     ("lab.tif", "unsupported pixel mode LAB; save the image as RGB or greyscale"),
-    ("float.tif", "unsupported grey values from 0.0 to 300.0; expected 0 to 1"),
-    ("nan.tif", "unsupported grey values from nan to nan; expected 0 to 1"),
-    ("negative.tif", "unsupported grey values from -3 to 0; expected 0 to 65535"),
+    ("float.tif", "unsupported values from 0 to 300; expected 0 to 1"),
+    ("nan.tif", "unsupported values that include NaN; expected 0 to 1"),
+    ("negative.tif", "unsupported values from -3 to 0; expected 0 to 65535"),
 ]
 
 
@@ -290,7 +293,7 @@ def test_pillow_does_not_load_truncated_images() -> None:
 
 @pytest.mark.parametrize("name", ["a.xyz", "a", "a.gif"])
 def test_unknown_suffix_is_rejected(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"expected \.jpg, \.jpeg, \.png"):
+    with pytest.raises(UsageError, match=r"expected \.jpg, \.jpeg, \.jpe, \.jfif, \.png"):
         write_image(tmp_path / name, random_pixels())
 
 
@@ -315,9 +318,9 @@ def test_parent_folders_are_created_and_a_file_in_their_place_is_reported(tmp_pa
 
 
 def test_image_with_replaced_pixels_keeps_its_metadata(tmp_path: Path) -> None:
-    image = ImageData(random_pixels(), dpi=(72.0, 72.0))
+    image = ImageData(random_pixels(), metadata=FileMetadata(dpi=(72.0, 72.0)))
     write_image(tmp_path / "a.png", dataclasses.replace(image, pixels=255 - image.pixels))
-    assert read_image(tmp_path / "a.png").dpi == pytest.approx((72, 72), abs=0.01)
+    assert read_image(tmp_path / "a.png").metadata.dpi == pytest.approx((72, 72), abs=0.01)
 
 
 def test_find_images_returns_sorted_relative_paths(tmp_path: Path) -> None:

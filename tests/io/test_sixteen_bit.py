@@ -15,10 +15,53 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, ImageOps
 
-from chromabox.io.images import ImageData, read_image, write_image
+from chromabox.errors import ChromaboxError
+from chromabox.io.exif import FileMetadata
+from chromabox.io.images import ImageData, image_size, read_image, read_pages, write_image
 
 RNG = np.random.default_rng(16)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+FLOAT_FORMATS = {
+    "16 bits": (np.float16, {}),
+    "32 bits, big-endian": (np.float32, {"byteorder": ">"}),
+    "32 bits, predictor": (np.float32, {"compression": "deflate", "predictor": 3}),
+    "32 bits, planes": (np.float32, {"planarconfig": "separate"}),
+    "64 bits, tiles": (np.float64, {"tile": (16, 16), "compression": "lzw"}),
+    "64 bits, BigTIFF": (np.float64, {"bigtiff": True}),
+}
+
+
+@pytest.mark.parametrize("case", FLOAT_FORMATS)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_float_tiff_is_read_at_16_bits(tmp_path: Path, case: str, channels: int) -> None:
+    """The file is written by tifffile, with values that exceed 1 by rounding errors."""
+    dtype, options = FLOAT_FORMATS[case]
+    values = np.linspace(-0.0009, 1.0009, 12 * 10 * channels).reshape(12, 10, channels).astype(dtype)
+    if channels == 1:
+        options = {name: value for name, value in options.items() if name != "planarconfig"}
+    stored = np.moveaxis(values, -1, 0) if "planarconfig" in options else np.squeeze(values)
+    kind = "minisblack" if channels == 1 else "rgb"
+    extra = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, stored, photometric=kind, resolution=(300, 200), resolutionunit=2, **options, **extra)
+    image = read_image(path)
+    expected = np.clip(values.astype(np.float64), 0, 1) * 65535
+    np.testing.assert_allclose(image.pixels, expected[..., :3].repeat(3 // min(channels, 3), 2), atol=0.51)
+    assert (image.metadata.dpi, image.is_grey) == ((300, 200), channels == 1)
+    if channels == 4:
+        np.testing.assert_allclose(image.alpha, expected[..., 3], atol=0.51)
+    assert image_size(path) == (12, 10)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("value", [1.0015, -0.0015, 255])
+def test_float_tiff_out_of_range_is_rejected(tmp_path: Path, dtype: type, value: float) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[[0.5, 0.5, 0.5]], [[value, 0, 0.25]]], dtype), photometric="rgb")
+    with pytest.raises(ChromaboxError, match=r"a\.tif: unsupported values from .* to .*; expected 0 to 1") as caught:
+        read_image(tmp_path / "a.tif")
+    assert f"{float(dtype(value)):g}" in str(caught.value)
 
 
 def random_values(channels: int, height: int = 6, width: int = 9) -> np.ndarray:
@@ -188,7 +231,7 @@ def test_orientation_is_applied_once(tmp_path: Path, orientation: int, variant: 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_metadata_are_preserved(tmp_path: Path, suffix: str) -> None:
-    image = ImageData(random_values(3), exif=exif_block(), icc=SRGB, dpi=(300.0, 240.0))
+    image = ImageData(random_values(3), metadata=FileMetadata(exif=exif_block(), icc=SRGB, dpi=(300.0, 240.0)))
     write_image(tmp_path / f"a{suffix}", image)
     write_image(tmp_path / f"b{suffix}", read_image(tmp_path / f"a{suffix}"))
     with Image.open(tmp_path / f"b{suffix}") as written:
@@ -200,7 +243,7 @@ def test_metadata_are_preserved(tmp_path: Path, suffix: str) -> None:
         assert written.info["icc_profile"] == SRGB
         assert written.info["dpi"] == pytest.approx((300, 240), abs=0.02)
     again = read_image(tmp_path / f"b{suffix}")
-    assert (again.bit_depth, again.icc) == (16, SRGB)
+    assert (again.bit_depth, again.metadata.icc) == (16, SRGB)
 
 
 def test_further_pages_are_counted_and_not_read(tmp_path: Path) -> None:
@@ -211,3 +254,10 @@ def test_further_pages_are_counted_and_not_read(tmp_path: Path) -> None:
     image = read_image(tmp_path / "a.tif")
     assert image.num_frames == 2
     np.testing.assert_array_equal(image.pixels, first)
+
+
+def test_all_pages_of_a_float_tiff_are_read(tmp_path: Path) -> None:
+    values = np.linspace(0, 1, 2 * 5 * 6 * 3, dtype=np.float32).reshape(2, 5, 6, 3)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb")
+    pages = [page.pixels for page in read_pages(tmp_path / "a.tif")]
+    np.testing.assert_allclose(pages, values * 65535.0, atol=0.51)

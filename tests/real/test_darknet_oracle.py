@@ -17,8 +17,8 @@ from chromabox.detect.models.architecture import DARKNET, Architecture, yolov3, 
 from chromabox.detect.models.darknet import ConvolutionLayer, DarknetModel
 from chromabox.detect.weights.darknet_cfg import read_cfg, write_cfg
 from chromabox.detect.weights.load import load_detector, write_darknet
+from chromabox.engine.darknet_weights import download_yolov3_tiny
 from chromabox.errors import ChromaboxError
-from chromabox.io.darknet_weights import download_yolov3_tiny
 from chromabox.io.images import read_image
 
 IMAGES_FOLDER = Path("/usr/share/darknet/data")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chromabox.engine.darknet_weights import download_yolov3_tiny, read_darknet_weights, unpack_layers
 from chromabox.errors import ChromaboxError
-from chromabox.io.darknet_weights import download_yolov3_tiny, read_darknet_weights, unpack_layers
 
 # Outputs, inputs and kernel size of each convolution; only the two heads with 255 outputs have no BatchNorm.
 LAYERS = [(16, 3, 3), (32, 16, 3), (64, 32, 3), (128, 64, 3), (256, 128, 3), (512, 256, 3), (1024, 512, 3)]

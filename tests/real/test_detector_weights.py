@@ -25,9 +25,9 @@ from chromabox.detect.weights.darknet_cfg import write_cfg
 from chromabox.detect.weights.load import Detector, download_pretrained, load_detector, write_darknet
 from chromabox.detect.weights.onnx_model import load_onnx_detector
 from chromabox.detect.weights.sanity_check import make_test_image, match_quality, sanity_check
+from chromabox.engine import darknet_weights as darknet
+from chromabox.engine.darknet_weights import download_yolov3_tiny, download_yolov3_tiny_onnx
 from chromabox.errors import ChromaboxError
-from chromabox.io import darknet_weights as darknet
-from chromabox.io.darknet_weights import download_yolov3_tiny, download_yolov3_tiny_onnx
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,7 @@ def test_unusual_file_names_are_preserved(tmp_path: Path, capsys: pytest.Capture
     report = ScoreReport([FileScores(Path(name), Path(name), 80, 60, score_image(CAT, PALE))], {})
     print_scores(report, "[red] compared with [b]")
     printed = capsys.readouterr().out
-    assert "[bold]?.png" in printed
+    assert r"[bold]\xff.png" in printed
     assert "[red] compared with [b]" in printed
     csv_path, json_path = write_scores(report, tmp_path)
     assert json.loads(json_path.read_text(encoding="utf-8"))["files"][0]["original"] == name

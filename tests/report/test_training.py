@@ -9,12 +9,12 @@ import pytest
 import skimage
 from PIL import Image
 
-from chromabox.cli.finetune import FinetuneArgs, TrainingArgs, finetune
+from chromabox.cli.detect import FinetuneArgs, TrainingArgs, finetune
 from chromabox.detect.data.dataset import Sample
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.weights.load import load_detector, save_detector
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.report.training import TILE_SIZE, worst_errors
 from detection_fixtures import make_yolo_dataset

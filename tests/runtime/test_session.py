@@ -1,8 +1,11 @@
 """ONNX Runtime sessions of small models built by onnx's helpers; expected outputs from direct calculation."""
 
 import os
+import pickle
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.runtime import session as session_module
 from chromabox.runtime.parallel import num_cores
-from chromabox.runtime.session import one_line, open_session, resolve_provider
+from chromabox.runtime.session import one_line, open_session, read_session_metadata, resolve_provider
 
 onnx = pytest.importorskip("onnx", reason="the train extra builds the models of these tests")
 
@@ -150,6 +153,51 @@ def test_forked_process_with_a_session_of_its_parent_exits(action: str, path: Pa
     command = [sys.executable, "-c", FORK_PROGRAM, str(path), action]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (3, "")
+
+
+def double(session: object) -> list[float]:
+    return session.run(["y"], {"x": np.array([1.5, -2.0], np.float32)})[0].tolist()  # type: ignore[attr-defined]
+
+
+def test_pickled_session_opens_the_model_again(path: Path) -> None:
+    session = open_session(path, path.read_bytes(), ["x"], ["y"], threads=2)
+    restored = pickle.loads(pickle.dumps(session))
+    assert double(restored) == [3.0, -4.0]
+    assert restored.get_session_options().intra_op_num_threads == 2
+
+
+def test_pickled_session_of_a_changed_file_is_rejected(path: Path) -> None:
+    pickled = pickle.dumps(open_session(path, path.read_bytes(), ["x"], ["y"]))
+    for change in (lambda: os.utime(path, ns=(0, 0)), path.unlink):
+        change()
+        with pytest.raises(ChromaboxError, match=r"a\.onnx: has changed since the model was opened; open the model"):
+            pickle.loads(pickled)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_session_of_the_parent_can_be_used_in_a_forked_process(path: Path) -> None:
+    session = open_session(path, path.read_bytes(), ["x"], ["y"], threads=2)
+    assert double(session) == [3.0, -4.0]
+    pid = os.fork()
+    if pid == 0:  # Threads of the child share the session, and a process that the child forks opens it again.
+        signal.alarm(60)
+        with ThreadPoolExecutor(4) as pool:
+            is_right = all(result == [3.0, -4.0] for result in pool.map(double, [session] * 8))
+        grandchild = os.fork()
+        if grandchild == 0:
+            os._exit(0 if double(session) == [3.0, -4.0] else 1)
+        os._exit(0 if is_right and os.waitpid(grandchild, 0)[1] == 0 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_metadata_that_are_not_text_are_rejected(path: Path) -> None:
+    model = onnx.load(path)
+    model.metadata_props.add(key="history", value="damaged")
+    content = model.SerializeToString().replace(b"damaged", b"dam\xffged")
+    session = open_session(path, content, ["x"], ["y"])
+    with pytest.raises(ChromaboxError, match=r"a\.onnx: the metadata is damaged"):
+        read_session_metadata(session, path)
 
 
 def test_one_line_joins_lines_and_limits_the_length() -> None:

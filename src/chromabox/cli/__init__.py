@@ -11,7 +11,7 @@ from importlib import import_module
 from inspect import cleandoc
 from typing import NamedTuple
 
-from chromabox.errors import UsageError
+from chromabox.errors import UsageError, escape_unprintable
 
 
 class Command(NamedTuple):
@@ -26,11 +26,12 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
     "Use": {
         "colour": Command("colour", "Colourise images, folders of images and videos."),
         "detect": Command("detect", "Detect objects in images, folders and videos."),
+        "verify": Command("colour", "Check that a colourised image kept the original lightness."),
         "score": Command("colour", "Compare colourised images with their originals."),
     },
     "Train": {
         "train": Command("train", "Train a colourisation model."),
-        "finetune": Command("finetune", "Fine-tune a detector on a labelled dataset."),
+        "finetune": Command("detect", "Fine-tune a detector on a labelled dataset."),
         "evaluate": Command("train", "Evaluate a colourisation model or a detector."),
         "compare": Command("experiments", "Train several models with several seeds and compare them."),
         "sweep": Command("experiments", "Train one model with several values of one hyperparameter."),
@@ -45,7 +46,7 @@ GROUPS: Mapping[str, Mapping[str, Command]] = {
         "report": Command("assignment", "Write a report on training runs, or run the whole assignment."),
         "check": Command("assignment", "Check your own networks against figure 1 of the assignment."),
         "count": Command("assignment", "Count the weights, outputs and connections of a model."),
-        "padding": Command("assignment", "Find the paddings that preserve the shapes in figure 1b of the assignment."),
+        "padding": Command("assignment", "Find the paddings that preserve the assignment's shapes (figure 1b)."),
         "demo": Command("assignment", "Demonstrate the main features on real data in a few minutes."),
     },
 }
@@ -88,14 +89,15 @@ For the options of a command, run: chromabox COMMAND --help"""
 
 
 class _PrintHandler(logging.Handler):
-    """Print information to standard output, and warnings to standard error."""
+    """Print information to standard output, and warnings to standard error, one line per record."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record, and flush the stream so that a pipe or a log file receives the line at once."""
+        message = escape_unprintable(record.getMessage())
         if record.levelno >= logging.WARNING:
-            print(f"chromabox: {record.getMessage()}", file=sys.stderr, flush=True)
+            print(f"chromabox: {message}", file=sys.stderr, flush=True)
         else:
-            print(record.getMessage(), flush=True)
+            print(message, flush=True)
 
 
 def run_cli(args: Sequence[str] | None = None) -> int:
@@ -106,6 +108,10 @@ def run_cli(args: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     if not args:
         raise UsageError("no command given; see chromabox --help")
+    for previous, argument in zip(["", *args], args, strict=False):
+        if argument == "" or (argument.startswith("--") and argument.endswith("=")):
+            name = argument[:-1] or (previous if previous.startswith("-") else "an argument")
+            raise UsageError(f'{name}: is empty (""); expected a value')
     if args[0] in ("-h", "--help"):
         groups = (
             f"{title}:\n" + "".join(f"  {name:8}  {command.summary}\n" for name, command in commands.items())

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from chromabox.cli.options import DEFAULT_RUNTIME, Integer, OutputPath, log, option
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.cli.options import DEFAULT_RUNTIME, Integer, OutputPath, log_lines, option
+from chromabox.engine.options import RuntimeOptions
 from chromabox.errors import UsageError
 
 
@@ -50,7 +50,7 @@ def report(
         print_comparison(result.comparison)
         print_sweep(result.batch_size_sweep)
         runs = result.folders
-    log.info("\n".join(write_report(runs, output, include_missing=run_all).lines()))
+    log_lines(*write_report(runs, output, include_missing=run_all).lines())
     return 0
 
 
@@ -61,6 +61,7 @@ def check(
     timeout: Annotated[float, option("S")] = 60.0,
     memory_limit: Annotated[float, option("GB")] = 4.0,
     json: Annotated[Path | None, option("PATH", "not written")] = None,
+    overwrite: bool = False,
 ) -> int:
     """Check your own networks against figure 1 of the assignment.
 
@@ -84,9 +85,13 @@ def check(
         timeout: Time limit for each child process, in seconds.
         memory_limit: Maximum memory. Not every operating system supports this limit.
         json: Also write the results to this .json file.
+        overwrite: Replace an existing .json file.
     """
     from chromabox.assignment.check.runner import report_check
+    from chromabox.io.paths import check_outputs
 
+    if json is not None:
+        check_outputs([json], [file], overwrite=overwrite)
     return 0 if report_check(file, timeout=timeout, memory_limit_gb=memory_limit, output=json).matches else 1
 
 
@@ -108,7 +113,7 @@ def demo(*, output: OutputPath = Path("demo")) -> int:
     photographs, runs, report = run_demo(output)
     print_comparison(runs.comparison)
     print_sweep(runs.batch_size_sweep)
-    log.info("\n".join([f"photographs: {photographs}", *report.lines()]))
+    log_lines(f"photographs: {photographs}", *report.lines())
     return 0
 
 
@@ -170,7 +175,7 @@ def padding(
     stride: Integer = 2,
     dilation: Integer = 1,
 ) -> int:
-    """Find the paddings that preserve the shapes in figure 1b of the assignment.
+    """Find the paddings that preserve the assignment's shapes (figure 1b).
 
     Examples:
       chromabox padding --kernel 4 5

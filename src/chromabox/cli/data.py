@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, subcommand
 
-from chromabox.cli.options import Integer, OutputPath, log, option
+from chromabox.cli.options import Integer, OutputPath, log, log_lines, option
 from chromabox.errors import UsageError
 
 
@@ -35,12 +35,13 @@ class ValidateDataset:
     """
 
     path: Annotated[Positional[str], option("PATH|NAME")]
-    """A folder, a .yaml or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the
-    cache)."""
+    """A folder, a .yaml or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the cache)."""
     repair: Annotated[Path | None, option("FOLDER", "no copy")] = None
     """Write a cleaned copy to this new folder, with a report of all changes."""
     output: Annotated[Path | None, option("PATH", "not written", short="-o")] = None
     """Also write the results to this .json file."""
+    overwrite: bool = False
+    """Replace an existing output file."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,13 @@ def data(
     if isinstance(args, ValidateDataset):
         from chromabox.report.dataset import report_validation
 
-        return 0 if report_validation(args.path, clean_copy=args.repair, output=args.output).is_valid else 1
+        report = report_validation(args.path, clean_copy=args.repair, output=args.output, overwrite=args.overwrite)
+        return 0 if report.is_valid else 1
     if isinstance(args, MakeSynthetic):
         from chromabox.detect.data.synthetic import make_synthetic_dataset
 
         boxes = make_synthetic_dataset(args.folder, size=args.size, seed=args.seed, show_progress=True)
-        log.info(f"{', '.join(f'{split}: {count} boxes' for split, count in boxes.items())}\n{args.folder}")
+        log_lines(", ".join(f"{split}: {count} boxes" for split, count in boxes.items()), args.folder)
         return 0
     from chromabox.io.cifar10 import download_cifar10
 
@@ -102,6 +104,8 @@ class FitPalette:
     """Number of colours, 2 to 256."""
     seed: Integer = 0
     """Random seed for k-means."""
+    overwrite: bool = False
+    """Replace an existing palette file."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class ShowPalette:
     """A palette file (.json, .npy, .gpl), horse24 or cifar24."""
     output: OutputPath
     """Image file."""
+    overwrite: bool = False
+    """Replace an existing image file."""
 
 
 def palette(
@@ -123,15 +129,19 @@ def palette(
       chromabox palette fit photos/ -k 24 -o palette.json
       chromabox palette show horse24 -o palette.png
     """
-    from chromabox.colour.palette.io import load_palette, save_palette
+    from chromabox.colour.palette.io import check_palette_suffix, load_palette, save_palette
     from chromabox.colour.palette.palette import draw_palette
     from chromabox.io.images import write_image
+    from chromabox.io.paths import check_outputs
 
+    inputs = [args.palette] if isinstance(args, ShowPalette) else args.images
+    check_outputs([args.output], [Path(name) for name in inputs], overwrite=args.overwrite)
     if isinstance(args, ShowPalette):
         write_image(args.output, draw_palette(load_palette(args.palette)))
     else:
         from chromabox.colour.data.datasets import fit_palette_to_images
 
+        check_palette_suffix(args.output)
         name = args.output.stem
         fitted, distance = fit_palette_to_images(args.images, args.colours, seed=args.seed, name=name)
         save_palette(args.output, fitted)
@@ -163,6 +173,7 @@ def weights(
         tuple[str, ...], option("NAME ...", "the names in the file, otherwise the COCO names if there are 80 classes")
     ] = (),
     sanity_check: bool = True,
+    overwrite: bool = False,
 ) -> int:
     """Download or convert detector weights.
 
@@ -177,6 +188,7 @@ def weights(
         variant: Weight format: darknet, ultralytics-9.0 or ultralytics-9.6.
         classes: Class names, in the order of their indices.
         sanity_check: Before the file is written, check the detections in a reference image.
+        overwrite: Replace existing output files.
     """
     from chromabox.detect.weights.convert import convert_weights
 
@@ -187,6 +199,7 @@ def weights(
         variant=variant,
         classes=classes or None,
         run_sanity_check=sanity_check,
+        overwrite=overwrite,
     )
     return 0
 
@@ -197,6 +210,7 @@ def export(
     *,
     onnx: Annotated[Path, option("PATH")],
     size: Annotated[int | None, option("N", "the size stored with the weights")] = None,
+    overwrite: bool = False,
 ) -> int:
     """Export a model to ONNX.
 
@@ -211,19 +225,23 @@ def export(
         checkpoint: A run folder, a checkpoint, or the weights of a detector.
         onnx: Output file, for chromabox colour, chromabox detect or any other program that runs ONNX models.
         size: Detectors: side length of the square network input in pixels.
+        overwrite: Replace an existing output file.
     """
     from chromabox.detect.weights.load import is_detector
+    from chromabox.io.paths import check_outputs
+
+    check_outputs([onnx], [] if checkpoint is None else [checkpoint], overwrite=overwrite)
 
     if checkpoint is not None and is_detector(checkpoint):
         from chromabox.detect.weights.convert import export_detector
         from chromabox.detect.weights.load import load_detector
 
-        log.info(f"{export_detector(load_detector(checkpoint), onnx, size=size)}\n{onnx}")
+        log_lines(export_detector(load_detector(checkpoint), onnx, size=size), onnx)
         return 0
     if size is not None:
         raise UsageError(f"--size: only for detectors; {checkpoint or 'the bundled model'} is a colourisation model")
     from chromabox.colour.weights.checkpoint import load_model
     from chromabox.colour.weights.export import export_onnx
 
-    log.info(f"{export_onnx(load_model(checkpoint), onnx)}\n{onnx}")
+    log_lines(export_onnx(load_model(checkpoint), onnx), onnx)
     return 0

@@ -7,7 +7,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from chromabox.cli.options import DEFAULT_RUNTIME, DataName, OutputPath, PaletteName, Seeds, absolute_path, option
 from chromabox.colour.training.recipes import PALETTE_MODELS, PaletteModelName, RecipeName
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 
 OptionalEpochs = Annotated[int | None, option("N", "set by the recipe")]
 

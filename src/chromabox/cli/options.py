@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,12 @@ OutputPath = Annotated[Path, option("PATH", short="-o")]
 DataName = Annotated[str, option("NAME|FOLDER")]
 PaletteName = Annotated[str, option("NAME|PATH")]
 Seeds = Annotated[tuple[int, ...], option("N ...")]
+
+
+def log_lines(*lines: object) -> None:
+    """Log several lines. Each line is a record, because line breaks inside a record are escaped."""
+    for line in lines:
+        log.info(line)
 
 
 def absolute_path(name: str) -> str:

@@ -15,10 +15,11 @@ from chromabox.cli.options import (
     PaletteName,
     absolute_path,
     log,
+    log_lines,
     option,
 )
 from chromabox.colour.training.recipes import PALETTE_MODELS, ModelName, RecipeName, make_photo_recipe, make_recipe
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 from chromabox.errors import ChromaboxError, UsageError
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def train(args: TrainArgs) -> int:
     from chromabox.report.training import plot_run
 
     folder = args.resume or args.output or Path("runs") / f"{args.model}-{args.recipe}-seed{args.seed}"
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file; expected a run folder")
     run = RunDir(folder)
     with init_distributed() as dist_info:
         # Only the main process checks this, because another process could already find the run that the main process
@@ -134,7 +137,7 @@ def train(args: TrainArgs) -> int:
                 log.info(f"model (for chromabox colour --model): {open_model(folder).path}")
             except ChromaboxError as error:
                 log.warning(f"no best.onnx was written: {error}")
-        log.info(f"run: {folder}\ncurves: {folder / 'curves.png'}\nsamples: {folder / 'sheets'}")
+        log_lines(f"run: {folder}", f"curves: {folder / 'curves.png'}", f"samples: {folder / 'sheets'}")
     return 0
 
 
@@ -215,6 +218,8 @@ def _new_photo_config(args: TrainArgs) -> "PhotoConfig":
             raise UsageError(f"--{name.replace('_', '-')}: not supported for photo")
     if args.recipe == "course":
         raise UsageError("--recipe course: not supported for photo; expected default or quick")
+    if args.data == TrainArgs.data:
+        raise UsageError("--data: required for photo; expected a folder of photographs")
     finetune = args.network.init not in ("auto", "none", "efficientnet-lite0")
     recipe = make_photo_recipe(args.recipe, **args.recipe_overrides(), finetune=finetune)
     size = 192 if args.network.size is None else args.network.size
@@ -249,7 +254,7 @@ def evaluate(
     output: Annotated[
         Path | None, option("PATH", "the run folder if a run is given, otherwise evaluation/", short="-o")
     ] = None,
-    temperature: Float = 0.38,
+    temperature: Annotated[float | None, option("X", "0.38")] = None,
     split: Annotated[str | None, option("NAME", "val if it exists, otherwise test or all images")] = None,
     size: Annotated[int | None, option("N", "the size stored with the weights")] = None,
 ) -> int:
@@ -268,7 +273,7 @@ def evaluate(
     Args:
         run: A run folder, a checkpoint, or the weights of a detector (a file or yolov3-tiny).
         data: Dataset: cifar10:CLASS or a folder of images. For a detector: a labelled dataset.
-        output: Output folder (not used for photo models).
+        output: Output folder (not for photo models, whose results are only printed).
         temperature: Models with a palette: temperature of the annealed mean of the predicted colours.
         split: Detectors: split of the dataset.
         size: Detectors: side length of the square network input in pixels. Images are letterboxed.
@@ -276,9 +281,15 @@ def evaluate(
     from chromabox.detect.weights.load import is_detector
 
     name = run or "the bundled model"
+    if temperature is not None and not 0 <= temperature <= 1:
+        raise UsageError(f"--temperature is {temperature}: expected a number from 0 to 1")
+    if output is not None and output.is_file():
+        raise UsageError(f"--output: {output} is a file; expected a folder")
     if run is not None and is_detector(run):
         from chromabox.report.detection import evaluate_detector_file
 
+        if temperature is not None:
+            raise UsageError(f"--temperature: only for models with a palette, but {run} is a detector")
         if data is None:
             raise UsageError(f"{run}: is a detector; use --data with a labelled dataset, such as coco128 or a folder")
         folder = output or (run if run.is_dir() else Path("evaluation"))
@@ -290,6 +301,8 @@ def evaluate(
 
     model = load_model(run)
     if isinstance(model, PhotoModel):
+        if temperature is not None or output is not None:
+            raise UsageError(f"--temperature, --output: only for models with a palette, but {name} is a photo model")
         if data is None:
             raise UsageError(f"{name}: is a photo model; use --data with a folder of colour photographs")
         _evaluate_photo(model, Path(data))
@@ -298,7 +311,7 @@ def evaluate(
     if spec is None:
         raise UsageError(f"{run}: the checkpoint does not record its training data; use --data")
     folder = output or (Path("evaluation") if run is None else run if run.is_dir() else run.parent)
-    _evaluate_palette_model(model, spec, folder, temperature)
+    _evaluate_palette_model(model, spec, folder, 0.38 if temperature is None else temperature)
     return 0
 
 
@@ -333,4 +346,4 @@ def _evaluate_palette_model(model: "PaletteModel", spec: str, folder: Path, temp
     print_colour_evaluation(result, title)
     write_json(folder / "evaluation.json", {"data": spec, "palette": model.palette.name, **result.as_json()})
     plot_confusion_matrix(result.confusion, model.palette.colours, folder / "confusion.png", title)
-    log.info(f"{folder / 'evaluation.json'}\n{folder / 'confusion.png'}")
+    log_lines(folder / "evaluation.json", folder / "confusion.png")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from chromabox.colour.constraints.constraints import ColourConstraints, palette_from_image_or_file
 from chromabox.colour.constraints.hints import Hints
@@ -18,7 +18,7 @@ from chromabox.colour.palette.palette import Palette
 from chromabox.colour.weights.onnx_model import ColourModel, resolve_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.arrays import to_pixels
-from chromabox.io.exif import save_options
+from chromabox.io.exif import apply_orientation, read_orientation, upright_info
 from chromabox.io.images import ImageData, check_file, to_uint8
 from chromabox.runtime.session import cache_models
 
@@ -46,15 +46,18 @@ def colourise(
         from PIL import Image
 
         coloured = chromabox.colourise(Image.open("house.jpg"), style="vivid", ban=["purple"])
-        coloured.save("house-in-colour.jpg")
+        # Pillow saves only the metadata that are given to ``save``.
+        metadata = {name: coloured.info[name] for name in ("exif", "icc_profile", "dpi") if name in coloured.info}
+        coloured.save("house-in-colour.jpg", quality=95, **metadata)
 
     Colours are CSS names ("teal"), "#rrggbb", "#rgb", or sequences of three integers from 0 to 255 (red, green, blue).
 
     Args:
         image: a Pillow image of any mode (values from 0 to 65535 in mode I, from 0 to 1 in mode F), or a NumPy array
             [height, width], [height, width, 1], [height, width, 3] or [height, width, 4] (the last channel is alpha) of
-            uint8, uint16, or float in [0, 1]. The values are sRGB. Only the lightness of a colour image is used. The
-            EXIF orientation is not applied. Use ``PIL.ImageOps.exif_transpose`` to apply it first.
+            uint8, uint16, or float in [0, 1], with rounding errors of up to 0.001. The values of an array are sRGB.
+            Those of a Pillow image with a colour profile are converted to sRGB. Only the lightness of a colour image is
+            used. The orientation of a Pillow image is applied.
         style: ``"natural"`` for conservative colours, or ``"vivid"``, which up-weights rare colours.
         temperature: temperature (0 to 1) that overrides the temperature of the style. 0 selects the most likely colour;
             1 selects the mean.
@@ -73,23 +76,29 @@ def colourise(
             None for the bundled model. A model given by its path is cached until the file changes.
 
     Returns:
-        For a Pillow image, an image of mode RGB, or RGBA if the input has transparency. The ``info`` of the input
-        (resolution, EXIF, RGB colour profile) is kept. For an array, an array [height, width, 3], or
-        [height, width, 4] with unchanged alpha. The result for an integer array has the dtype of the input, in native
-        byte order. The result for an array of any float dtype is float32 in [0, 1], computed with 16-bit precision.
+        For a Pillow image, an upright image of mode RGB, or RGBA if the input has transparency. The ``info`` of the
+        input (resolution, EXIF) is kept, without the orientation. The pixels are sRGB, with an sRGB profile if the
+        input has a colour profile. For an array, an array [height, width, 3], or [height, width, 4] with unchanged
+        alpha. The result for an integer array has the dtype of the input, in native byte order. The result for an array
+        of any float dtype is float32 in [0, 1], computed with 16-bit precision.
 
     Calls from several threads are safe. Raise UsageError for an unsupported image, an invalid option or constraints
     that contradict each other, and a missing hints file. Raise ChromaboxError, the base class of UsageError, for
     image data that cannot be decoded, and for a palette, hints or model file that cannot be read.
     """
     options = parse_options(style, temperature, palette, allow, ban, replace, hints, min_confidence)
-    pixels, alpha = to_pixels(image)
+    is_pillow = isinstance(image, Image.Image)
+    pixels, alpha, icc = to_pixels(image)
+    if is_pillow:
+        # Pillow has applied the orientation of a TIFF while decoding it.
+        orientation = 1 if isinstance(image, TiffImagePlugin.TiffImageFile) else read_orientation(image)
+        pixels = np.ascontiguousarray(apply_orientation(pixels, orientation))
+        alpha = None if alpha is None else apply_orientation(alpha, orientation)
     painted = options.constraints.hints
     if painted is not None and painted.labels.shape != pixels.shape[:2]:
         (height, width), expected = painted.labels.shape, f"{pixels.shape[1]} × {pixels.shape[0]}"
         raise UsageError(f"the hint image is {width} × {height} pixels: expected {expected}, the size of the image")
     coloured: np.ndarray = colourise_image(ImageData(pixels), _resolve_model(model), options).pixels
-    is_pillow = isinstance(image, Image.Image)
     if is_pillow:
         coloured = to_uint8(coloured)
     elif image.dtype.kind == "f":
@@ -99,9 +108,14 @@ def colourise(
     if not is_pillow:
         return coloured
     result = Image.fromarray(coloured)
-    # As in Pillow's ``convert()``, ``info`` is kept. A grey or CMYK colour profile would be wrong for RGB pixels.
-    result.info = {name: value for name, value in image.info.items() if name not in ("transparency", "icc_profile")}
-    result.info.update(save_options("PNG", None, image.info.get("icc_profile"), None))
+    # As in Pillow's ``convert()``, ``info`` is kept, except what describes the values of the input.
+    outdated = {"transparency", "icc_profile", "gamma", "chromaticity", "srgb"}
+    if image.mode == "1":
+        outdated.add("compression")  # Fax compression, with which Pillow could not save RGB as TIFF.
+    info = upright_info(image, result.size)
+    result.info = {name: value for name, value in info.items() if name not in outdated}
+    if icc is not None:
+        result.info["icc_profile"] = icc
     return result
 
 

@@ -67,7 +67,7 @@ def detect(
         check_not_url(str(image))
         pixels = read_image(Path(image)).pixels
     else:
-        pixels, _ = to_pixels(image)
+        pixels, _, _ = to_pixels(image)
     if not isinstance(weights, OnnxDetector | str | PathLike):
         raise UsageError(
             f"weights has type {type(weights).__name__}: expected a name, a path or a detector from open_detector"

@@ -17,16 +17,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chromabox.errors import ChromaboxError
-from chromabox.io.atomic import atomic_write
+from chromabox.io.atomic import atomic_write, parse_json
 
 CHECKPOINT_FORMAT = "chromabox-1"
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` atomically as indented JSON."""
+    """Write ``value`` atomically as indented JSON. Bytes of file names that are not text become ``\\udcNN`` escapes."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(path) as temp_path:
-        temp_path.write_text(text, encoding="utf-8")
+        temp_path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
@@ -58,7 +58,8 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            return json.loads(header["description"]) if header.get("format") == CHECKPOINT_FORMAT else None
+            metadata = parse_json(header["description"]) if header.get("format") == CHECKPOINT_FORMAT else None
+            return metadata if isinstance(metadata, dict) else None
     except (SafetensorError, ValueError, KeyError, OSError):
         return None
 
@@ -78,8 +79,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                     f"{path}: not a Chromabox checkpoint (expected format {CHECKPOINT_FORMAT!r} in the header)"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return _unflatten_state(json.loads(header["state"]), tensors), json.loads(header["description"])
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+            state, metadata = _unflatten_state(parse_json(header["state"]), tensors), parse_json(header["description"])
+            if not isinstance(state, dict) or not isinstance(metadata, dict):
+                raise ValueError("the state and the metadata are not JSON objects")
+            return state, metadata
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ChromaboxError(
             f"{path}: corrupt or truncated checkpoint ({error}); restore the file from a copy"
         ) from error

@@ -1,8 +1,9 @@
 """ONNX export with PyTorch's exporter. A file is saved only if its outputs match those of the PyTorch model."""
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
@@ -85,6 +86,20 @@ def to_onnx(
         part.ClearField("doc_string")
     proto.ClearField("metadata_props")
     return proto
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run PyTorch in one thread within the ``with`` block.
+
+    If PyTorch has used several threads before a fork, it would wait forever for these threads in the child process.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def save_verified(

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from chromabox.errors import ChromaboxError
-from chromabox.io.atomic import atomic_write
+from chromabox.errors import ChromaboxError, escape_unprintable
+from chromabox.io.atomic import atomic_write, parse_json
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -84,7 +84,7 @@ def read_metrics(folder: Path, min_epochs: int = 0) -> list[EpochRecord]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             record = None
         numbers = record.values() if isinstance(record, dict) else ()
@@ -119,6 +119,7 @@ def progress_bar(
         return
     from rich import progress as bars
     from rich.console import Console
+    from rich.markup import escape
 
     note = "{task.fields[rate]} {task.fields[note]}"
     columns = ("{task.description}", bars.BarColumn(), bars.MofNCompleteColumn(), note)
@@ -127,7 +128,7 @@ def progress_bar(
     # Printed lines are redirected above the bar only if stdout is a terminal, not a file.
     redirect_stdout = sys.stdout.isatty()
     with bars.Progress(*columns, *times, console=console, transient=True, redirect_stdout=redirect_stdout) as bar:
-        task = bar.add_task(title, total=total, completed=completed, rate="", note="")
+        task = bar.add_task(escape(escape_unprintable(title)), total=total, completed=completed, rate="", note="")
 
         def advance(steps: int = 1, **values: int | float) -> None:
             speed = bar.tasks[0].speed

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from chromabox.engine.autotune import has_fast_bfloat16
-from chromabox.engine.optim_config import OptimConfig, lr_factor
+from chromabox.engine.options import OptimConfig, lr_factor
 
 #: Function of the step that returns, for every optimizer, the settings (such as ``lr``) of its parameter groups.
 LrSchedule = Callable[[int], Sequence[Sequence[Mapping[str, float]]]]

@@ -1,6 +1,5 @@
 """Run folders: configuration, metrics, checkpoints and summary of a training run."""
 
-import json
 import logging
 import os
 import platform
@@ -16,9 +15,9 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import read_metadata, write_json
 from chromabox.engine.logger import RESTORE_ADVICE, EpochRecord, read_metrics
-from chromabox.engine.optim_config import OptimConfig
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import OptimConfig, RuntimeOptions
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.atomic import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +111,7 @@ class RunDir:
         named in the error message.
         """
         with self._config_errors(kind):
-            values = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            values = parse_json((self.path / "config.json").read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ValueError("expected a JSON object")
             values.pop("versions", None)
@@ -228,7 +227,7 @@ class RunDir:
         """
         path = self.path / "summary.json"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_text(encoding="utf-8"))
         except ValueError:
             values = None
         if not isinstance(values, dict):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from chromabox.engine.autotune import RuntimeConfig, autotune, resolve_device
 from chromabox.engine.distributed import DistInfo, broadcast_object, convert_sync_batchnorm
 from chromabox.engine.logger import EpochRecord
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunConfig, RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import TrainSchedule, TrainTask, fit
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from chromabox.colour.evaluation.evaluate import sample_grid
 from chromabox.colour.training.recipes import PaletteModelName, RecipeName, make_recipe
 from chromabox.colour.training.train import TrainConfig, load_inputs
 from chromabox.colour.weights.checkpoint import load_palette_model
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
-from chromabox.errors import UsageError
+from chromabox.errors import UsageError, escape_unprintable
 from chromabox.experiments.runs import require_distinct, train_palette_models
 from chromabox.experiments.sweep_results import SeedStats, format_mean, write_table
 from chromabox.report.plots import plot_image_rows
@@ -158,4 +158,5 @@ def print_comparison(result: Comparison) -> None:
         for row in result.rows
     ]
     print_grid(_describe(result.rows[0]), columns, rows)
-    print(f"table: {result.csv_path}\nfigure: {result.figure_path}")
+    for line in (f"table: {result.csv_path}", f"figure: {result.figure_path}"):
+        print(escape_unprintable(line))

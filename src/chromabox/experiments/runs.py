@@ -10,8 +10,8 @@ from typing import Any
 from chromabox.colour.training.recipes import PALETTE_MODELS
 from chromabox.colour.training.train import TrainConfig, TrainInputs, load_inputs, train
 from chromabox.engine.logger import read_metrics
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir, train_pending
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.report.training import log_metrics, plot_run, sample_callback
 

@@ -24,8 +24,8 @@ from chromabox.colour.training.loss import loss_and_accuracy
 from chromabox.colour.training.recipes import PaletteModelName, RecipeName, make_recipe
 from chromabox.colour.training.train import TrainConfig, load_inputs
 from chromabox.colour.weights.checkpoint import load_palette_model
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.experiments.runs import require_distinct, train_palette_models
 from chromabox.experiments.sweep_results import (

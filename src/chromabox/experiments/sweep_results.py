@@ -1,7 +1,6 @@
 """Results of several seeds (means, standard deviations, tables), and the files and figures of a sweep."""
 
 import csv
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,8 @@ from chromabox.colour.weights.checkpoint import load_palette_model
 from chromabox.engine.checkpoint import write_json
 from chromabox.engine.logger import read_metrics
 from chromabox.engine.runs import rename_keys
-from chromabox.errors import UsageError
-from chromabox.io.atomic import atomic_write
+from chromabox.errors import UsageError, escape_unprintable
+from chromabox.io.atomic import atomic_write, parse_json
 from chromabox.report.plots import plot_image_rows, save_figure
 from chromabox.report.tables import format_number, print_grid
 
@@ -160,7 +159,7 @@ def read_sweep(folder: Path) -> SweepResult:
     """Read the ``sweep.json`` written by :func:`write_sweep`. Raise UsageError if it is missing or invalid."""
     path = folder / "sweep.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if values.pop("format", 1) == 1:
             values = rename_keys(values, _FORMAT_1_NAMES)
             for name in ("equal_epochs", "equal_steps"):
@@ -273,5 +272,6 @@ def print_sweep(result: SweepResult) -> None:
         if cells:
             print_grid(title, headings, cells)
     folder = result.folder
-    print(f"numbers: {folder / 'sweep.json'}\ntable: {folder / 'sweep.csv'}")
-    print(f"curves: {result.curves_path}\nsamples: {result.samples_path}\nruns: {folder}")
+    paths = {"numbers": folder / "sweep.json", "table": folder / "sweep.csv", "curves": result.curves_path}
+    for name, path in {**paths, "samples": result.samples_path, "runs": folder}.items():
+        print(escape_unprintable(f"{name}: {path}"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import ChromaboxError, UsageError, escape_unprintable
 from chromabox.io.images import check_not_input, load_font, read_image, to_uint8, write_image
 
 SHEET_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -37,11 +37,9 @@ def draw_contact_sheets(
     UsageError for an unsupported suffix or a sheet that would replace one of the images, and ChromaboxError if a sheet
     cannot be written.
     """
-    if output.suffix.lower() not in SHEET_SUFFIXES:
-        raise UsageError(f"{output}: unsupported contact sheet format; expected {', '.join(SHEET_SUFFIXES)}")
     names = _relative_names([source for source, _ in pairs])
     starts = range(0, len(pairs), pairs_per_sheet)
-    sheets = [output] if len(starts) == 1 else [output.with_stem(f"{output.stem}-{n + 1}") for n in range(len(starts))]
+    sheets = contact_sheet_paths(output, len(pairs), pairs_per_sheet)
     for sheet in sheets:
         check_not_input([path for pair in pairs for path in pair], sheet)
     for sheet, start in zip(sheets, starts, strict=True):
@@ -50,15 +48,23 @@ def draw_contact_sheets(
     return sheets
 
 
+def contact_sheet_paths(output: Path, num_pairs: int, pairs_per_sheet: int = MAX_PAIRS_PER_SHEET) -> list[Path]:
+    """Return the paths of the sheets for this number of pairs. Raise UsageError for an unsupported suffix."""
+    if output.suffix.lower() not in SHEET_SUFFIXES:
+        raise UsageError(f"{output}: unsupported contact sheet format; expected {', '.join(SHEET_SUFFIXES)}")
+    count = math.ceil(num_pairs / pairs_per_sheet)
+    return [output] if count <= 1 else [output.with_stem(f"{output.stem}-{number + 1}") for number in range(count)]
+
+
 def _relative_names(sources: Sequence[Path]) -> list[str]:
-    """Return the paths relative to the common folder, with "?" for unprintable characters."""
+    """Return the paths relative to the common folder, with escapes for unprintable characters."""
     paths = [Path(os.path.abspath(source)) for source in sources]
     try:
         common = os.path.commonpath([path.parent for path in paths])
         names = [path.relative_to(common).as_posix() for path in paths]
     except ValueError:  # Paths on different drives have no common folder.
         names = [path.as_posix() for path in paths]
-    return ["".join(char if char.isprintable() else "?" for char in name) for name in names]
+    return [escape_unprintable(name) for name in names]
 
 
 def _draw_sheet(pairs: Sequence[tuple[Path, Path]], names: Sequence[str], tile_size: int) -> Image.Image:

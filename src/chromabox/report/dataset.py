@@ -3,22 +3,32 @@
 from collections import Counter
 from pathlib import Path
 
+from chromabox.detect.data.coco import coco_files
 from chromabox.detect.data.load import resolve_dataset
 from chromabox.detect.data.validate import MIN_BOXES_PER_CLASS, DatasetReport, validate_dataset, write_clean_copy
+from chromabox.errors import UsageError
+from chromabox.io.paths import check_outputs
 from chromabox.report.tables import print_grid, printable, save_results
 
 #: Maximum number of printed lines per type of issue; the JSON file contains all issues.
 MAX_LINES_PER_ISSUE = 20
 
 
-def report_validation(path: Path | str, *, clean_copy: Path | None = None, output: Path | None = None) -> DatasetReport:
+def report_validation(
+    path: Path | str, *, clean_copy: Path | None = None, output: Path | None = None, overwrite: bool = True
+) -> DatasetReport:
     """Validate a dataset and print the report.
 
     If `output` is not None, write the report to it as JSON. If `clean_copy` is not None, write a corrected copy of the
-    dataset to that folder. Raise UsageError if `clean_copy` exists or lies inside the dataset, and
-    ChromaboxError if a file cannot be written. Errors raised while loading the dataset are passed on.
+    dataset to that folder. Raise UsageError if `clean_copy` exists or lies inside the dataset, if `output` is a file of
+    the dataset, or if it exists and `overwrite` is false. Raise ChromaboxError if a file cannot be written. Errors
+    raised while loading the dataset are passed on.
     """
     dataset_path = resolve_dataset(path)
+    if output is not None:
+        if output.suffix.lower() != ".json":
+            raise UsageError(f"--output: {output}: unsupported suffix; expected a .json file")
+        check_outputs([output], [dataset_path, *coco_files(dataset_path)], overwrite=overwrite)
     report = validate_dataset(dataset_path, show_progress=True)
     print_report(report, str(dataset_path))
     if output is not None:
@@ -26,7 +36,7 @@ def report_validation(path: Path | str, *, clean_copy: Path | None = None, outpu
     if clean_copy is not None:
         copy = write_clean_copy(report, dataset_path, clean_copy)
         counts = f"images: {copy['pictures']}, boxes: {copy['boxes']}, changes: {len(copy['changes'])}"
-        print(f"{clean_copy}: {counts} (listed in repair.json)")
+        print(printable(f"{clean_copy}: {counts} (listed in repair.json)"))
     return report
 
 

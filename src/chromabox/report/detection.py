@@ -17,7 +17,7 @@ from chromabox.detect.models.architecture import get_variant
 from chromabox.detect.weights.load import load_detector
 from chromabox.engine.autotune import num_threads
 from chromabox.engine.checkpoint import write_json
-from chromabox.errors import ChromaboxError
+from chromabox.errors import ChromaboxError, escape_unprintable
 from chromabox.report.plots import TEST_COLOUR, TRAIN_COLOUR, save_figure
 from chromabox.report.tables import print_grid
 
@@ -59,10 +59,10 @@ def evaluate_detector_file(
     title = f"{weights} at {input_size} pixels on {data}" + (f", {split_name}" if split_name else "")
     print_evaluation(result, title)
     for warning in result.warnings:
-        print(f"chromabox: {warning}", file=sys.stderr)
+        print(f"chromabox: {escape_unprintable(warning)}", file=sys.stderr)
     metadata = {"weights": utf8_safe(weights), "data": utf8_safe(data), "split": split_name, "size": input_size}
     for path in write_evaluation(result, folder, metadata, title):
-        print(path)
+        print(escape_unprintable(str(path)))
     return result
 
 

@@ -1,6 +1,7 @@
 """Explanation of a colourised image in one figure: input, result, confidence, entropy and most likely colours."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,9 +189,21 @@ EXPLANATION_WIDTH, STRIP_HEIGHT = 14.0, 1.15
 OUTLINE_COLOUR = "#333333"
 
 
+def explanation_path(target: Path) -> Path:
+    """Return the path of the explanation of a colourised image: ``NAME.SUFFIX.explained.png`` next to it.
+
+    The suffix of the image is kept, because the explanations of ``x.jpg`` and ``x.png`` are different files. File names
+    have at most 255 bytes; a longer name is shortened.
+    """
+    suffix = ".explained.png"
+    name = os.fsencode(target.name)
+    shortened = target.name if len(name) + len(suffix) <= 255 else name[: 255 - len(suffix)].decode(errors="ignore")
+    return target.with_name(shortened + suffix)
+
+
 def write_explanation(image: ImageData, coloured: ImageData, prediction: ColourPrediction, target: Path) -> str:
-    """Write the figure ``NAME.explained.png`` next to the colourised image `target` and return its path as text."""
-    figure = target.with_name(f"{target.stem}.explained.png")
+    """Write the figure :func:`explanation_path` and return its path as text."""
+    figure = explanation_path(target)
     draw_explanation(image, coloured, prediction, figure, target.name)
     return str(figure)
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chromabox.colour.evaluation.image_scores import ImageScores, ScoreReport, score_folders, to_row
-from chromabox.errors import ChromaboxError
+from chromabox.errors import ChromaboxError, escape_unprintable
 from chromabox.io.atomic import atomic_write
 from chromabox.report.tables import format_number, print_grid
 
 #: Maximum number of files in the printed table; ``scores.csv`` contains all files.
 MAX_ROWS = 40
+SCORE_FILES = ("scores.csv", "scores.json")
 #: Heading, name and number of decimals of each printed score.
 SCORE_COLUMNS = (
     ("PSNR dB", "psnr", 2),
@@ -46,9 +47,9 @@ def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -
     print_scores(report, f"{coloured} compared with {originals}")
     if folder is not None:
         for path in write_scores(report, folder):
-            print(path)
+            print(escape_unprintable(str(path)))
     for error in report.failed.values():
-        print(f"chromabox: not scored: {error}", file=sys.stderr)
+        print(f"chromabox: not scored: {escape_unprintable(error)}", file=sys.stderr)
     return report
 
 
@@ -67,7 +68,7 @@ def write_scores(report: ScoreReport, folder: Path) -> tuple[Path, Path]:
     writer.writeheader()
     writer.writerows(to_row(file) for file in report.files)
     json_text = json.dumps(report.as_json(), indent=2, allow_nan=False) + "\n"
-    paths = folder / "scores.csv", folder / "scores.json"
+    paths = folder / SCORE_FILES[0], folder / SCORE_FILES[1]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in zip(paths, (csv_text.getvalue(), json_text), strict=True):

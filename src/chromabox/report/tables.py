@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from chromabox.errors import ChromaboxError
+from chromabox.errors import ChromaboxError, escape_unprintable
 
 if TYPE_CHECKING:
     from chromabox.colour.evaluation.evaluate import Evaluation
@@ -30,8 +30,8 @@ NUMERIC = re.compile(r"[\d.,±–×→∞+\- ]*")
 
 
 def printable(text: str) -> Text:
-    """Return text without markup, with "?" for unprintable characters. File names can contain such characters."""
-    return Text("".join(char if char.isprintable() else "?" for char in text))
+    """Return text without markup, with escapes for unprintable characters. File names can contain such characters."""
+    return Text(escape_unprintable(text))
 
 
 def make_console() -> Console:
@@ -67,7 +67,7 @@ def save_results(path: Path, results: object) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ChromaboxError(f"{path}: cannot be written ({reason}); use another path") from error
-    print(path)
+    print(escape_unprintable(str(path)))
 
 
 def format_number(value: float | None, digits: int, factor: float = 1.0) -> str:

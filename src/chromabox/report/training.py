@@ -30,8 +30,8 @@ from chromabox.detect.training.finetune import FinetuneResult, finetune
 from chromabox.detect.training.setup import initialise_run
 from chromabox.detect.weights.convert import export_all_formats
 from chromabox.engine.logger import EpochRecord, format_metrics
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.train import EpochCallback
 from chromabox.io.images import make_grid, read_image, to_uint8, write_image
 from chromabox.report.detection import print_evaluation, write_evaluation

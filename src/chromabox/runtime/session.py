@@ -1,5 +1,6 @@
 """ONNX Runtime sessions: number of threads, execution providers, and loading of untrusted files."""
 
+import contextlib
 import ctypes
 import os
 import re
@@ -52,10 +53,11 @@ def open_session(
     *,
     threads: int | None = None,
     device: str = "auto",
-) -> onnxruntime.InferenceSession:
+) -> "_Session":
     """Create a session for the ONNX model in ``model_bytes``.
 
-    Libraries with custom operators are not loaded, and tensors in other files are rejected.
+    Libraries with custom operators are not loaded, and tensors in other files are rejected. Several threads can use the
+    session. In a forked process, or in any other process after pickling, the file is read again.
 
     Args:
         path: the file that contains the model, for error messages.
@@ -77,10 +79,10 @@ def open_session(
     # Spinning threads would occupy cores that other work could use.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3  # Log errors only.
+    providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
+    reopen = (path.absolute(), _file_state(path), tuple(input_names), tuple(output_names), threads, device)
     try:
-        session = onnxruntime.InferenceSession(
-            model_bytes, options, providers=list(dict.fromkeys([provider, "CPUExecutionProvider"]))
-        )
+        session = _Session(model_bytes, options, providers, reopen)
     except Exception as error:  # ONNX Runtime's exceptions have no more specific base class.
         raise ChromaboxError(
             f"{path}: ONNX Runtime cannot open the model ({one_line(error)}); expected an ONNX model"
@@ -93,12 +95,66 @@ def open_session(
     return session
 
 
+class _Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+    """Session that opens the model again in a forked process, because the threads of a session exist only in one."""
+
+    def __init__(
+        self, model_bytes: bytes, options: onnxruntime.SessionOptions, providers: list[str], reopen: tuple[Any, ...]
+    ) -> None:
+        # The fallback would print messages and try the same provider again.
+        super().__init__(model_bytes, options, providers=providers, enable_fallback=0)
+        self._reopen_arguments, self._process_id = reopen, os.getpid()
+        self._successor: _Session | None = None
+
+    def run(self, *arguments: Any, **options: Any) -> Any:
+        if self._process_id == os.getpid():
+            return super().run(*arguments, **options)
+        with _reopen_lock:
+            if self._successor is None or self._successor._process_id != os.getpid():
+                self._successor = _reopen_session(*self._reopen_arguments)
+        return self._successor.run(*arguments, **options)
+
+    def __reduce__(self) -> tuple[Callable[..., "_Session"], tuple[Any, ...]]:
+        return _reopen_session, self._reopen_arguments
+
+
+def _reopen_session(
+    path: Path,
+    file_state: tuple[int, int] | None,
+    input_names: tuple[str, ...],
+    output_names: tuple[str, ...],
+    threads: int | None,
+    device: str,
+) -> _Session:
+    """Open a model in another process. Raise ChromaboxError if the file has changed since it was first opened."""
+    if file_state is None or _file_state(path) != file_state:
+        raise ChromaboxError(f"{path}: has changed since the model was opened; open the model in this process")
+    return open_session(path, path.read_bytes(), input_names, output_names, threads=threads, device=device)
+
+
+def _file_state(path: Path) -> tuple[int, int] | None:
+    """Return the size and the time of the last change of a file, or None if there is no such file."""
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return status.st_size, status.st_mtime_ns
+    return None
+
+
+def read_session_metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, str]:
+    """Return the metadata of a model. Raise ChromaboxError if they are not UTF-8 text."""
+    try:
+        return dict(session.get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError as error:
+        raise ChromaboxError(f"{path}: the metadata is damaged ({one_line(error)}); export the model again") from error
+
+
 def one_line(error: Exception) -> str:
     """Return an error's message as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
 _sessions: WeakSet[onnxruntime.InferenceSession] = WeakSet()
+_reopen_lock = Lock()
 # Windows has no fork.
 _register_at_fork: Callable[..., None] = getattr(os, "register_at_fork", lambda **_: None)
 
@@ -109,6 +165,8 @@ def _keep_sessions_after_fork() -> None:
     The threads of a session exist only in the parent. In the child, the destructor of the session would wait for them
     forever. Storing the sessions in a list would be insufficient, because the list is destroyed when the process exits.
     """
+    global _reopen_lock
+    _reopen_lock = Lock()  # A thread of the parent may have held the lock at the time of the fork.
     for session in list(_sessions):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session))
 

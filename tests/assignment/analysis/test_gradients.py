@@ -15,7 +15,7 @@ from chromabox.colour.training.loss import pixel_cross_entropy
 from chromabox.colour.training.recipes import make_recipe
 from chromabox.colour.training.train import TrainConfig, load_inputs, train
 from chromabox.engine.checkpoint import load_checkpoint
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 
 
 def make_batches(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:

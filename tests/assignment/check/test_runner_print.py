@@ -43,7 +43,7 @@ def fixed_result(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_checks_layers_and_hints_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert report_check(Path("mine.py")) is RESULT
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == "note: line 1 ?[31m"
+    assert lines[0] == r"note: line 1 \x1b[31m"
     assert lines[2:6] == ["UNet", "✓ shapes fine", "✗ layers not [red]fine", "· sizes well"]
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
     assert rows[0] == [

@@ -31,8 +31,8 @@ from chromabox.assignment.sections.results import (
 )
 from chromabox.colour.training.recipes import PaletteModelName, make_recipe
 from chromabox.colour.training.train import TrainConfig, train
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from chromabox.experiments.compare import PUBLISHED_RESULTS
 from chromabox.experiments.runs import RunIndex, find_runs

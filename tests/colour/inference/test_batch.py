@@ -285,7 +285,7 @@ def test_missing_source_is_named_in_the_error(tmp_path: Path) -> None:
     pairs = map_outputs([source], out)
     (source / "a.png").unlink()
     _, (missing, present) = run(pairs, out / MANIFEST_NAME)
-    assert "a.png: colourisation to" in missing.error
+    assert "a.png does not exist: expected an image or a video" in missing.error
     assert present.error is None
 
 
@@ -323,7 +323,9 @@ def test_outputs_inside_the_input_folder_are_not_inputs(tmp_path: Path) -> None:
     assert map_outputs([source], source / "out") == pairs
     for path, _ in pairs:
         path.unlink()
-    with pytest.raises(ChromaboxError, match="no images except those in"):
+    with pytest.raises(
+        ChromaboxError, match="contains no images to process; not processed: result of an earlier run: 2"
+    ):
         map_outputs([source], source / "out")
 
 
@@ -341,12 +343,14 @@ def test_output_format_is_the_input_format_or_png(tmp_path: Path) -> None:
         (["."], ".", "is the same file as the input"),
         (["a.png", "inner/b.jpg"], ".", "is the same file as the input"),
         (["a.png", "inner/a.png"], "out", "would be written to the same file"),
-        (["a.png", "a.png"], "out", "would be written to the same file"),
         (["duplicates"], "out", "would be written to the same file"),
-        (["a.png", "inner/b.jpg"], "taken.png", r"is a file; expected a folder for the outputs \(input images: 2\)"),
+        (["a.png", "inner/b.jpg"], "taken.png", r"is a file; expected a folder for the outputs \(inputs: 2\)"),
         (["nowhere.png"], "out", "does not exist"),
         (["empty"], "out", "contains no images"),
-        (["a.png"], "out.gif", "unsupported output format"),
+        (["a.png"], "out.gif", "unsupported output format for an image; expected .bmp"),
+        (["a.png"], "name.avif", "unsupported output format for an image; expected .bmp"),
+        (["a.png", "inner/b.jpg"], "out.jpg", "2 inputs cannot be written to one file"),
+        (["."], "out.png", "inputs cannot be written to one file"),
         (["a.png"], "link.png", "is the same file as the input"),
         (["inner/b.jpg", "taken.png"], "linked", "is the same file as the input"),
     ],

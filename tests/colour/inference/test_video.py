@@ -1,5 +1,6 @@
 """Colourisation of videos: lightness of the frames that PyAV decodes, by scikit-image's rgb2lab, and flicker."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from chromabox.colour.inference.load import open_model
 from chromabox.colour.inference.predict import predict_chroma
 from chromabox.colour.inference.video import TemporalSmoother, colourise_video, lightness_at_size
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.video import VIDEO_SUFFIXES
+from chromabox.io.kinds import WRITABLE_VIDEO_SUFFIXES
 from video_fixtures import decode_frames, make_frame, make_video, read_packets
 
 ORANGE = np.full((6, 8, 2), (30, 40), np.float32)
@@ -23,7 +24,7 @@ def lab(path: Path) -> np.ndarray:
     return np.stack([rgb2lab(frame.to_ndarray(format="rgb24")) for frame in decode_frames(path)])
 
 
-@pytest.mark.parametrize("suffix", sorted(VIDEO_SUFFIXES))
+@pytest.mark.parametrize("suffix", sorted(WRITABLE_VIDEO_SUFFIXES))
 def test_colourised_video_keeps_lightness_and_audio(tmp_path: Path, suffix: str) -> None:
     source, target = make_video(tmp_path / f"in{suffix}", with_audio=True), tmp_path / "new" / f"out{suffix}"
     summary = colourise_video(source, target, lambda frame: ORANGE, crf=4.0)
@@ -107,3 +108,27 @@ def test_invalid_options_are_rejected_before_the_video_is_read(tmp_path: Path) -
         colourise_video(source, source, lambda frame: ORANGE)
     with pytest.raises(ChromaboxError, match="does not exist"):
         colourise_video(source, tmp_path / "out.mp4", lambda frame: ORANGE)
+
+
+def test_resumed_video_equals_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chromabox.io.video.transcoding.SEGMENT_FRAMES", 2)
+    source = make_video(tmp_path / "in.mp4")
+    maps = [np.full((6, 8, 2), (5 * index, 40 - 9 * index), np.float32) for index in range(5)]
+
+    def predict(index_of_frame: list[int], stop_before: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
+        def predict_chroma(frame: np.ndarray) -> np.ndarray:
+            index = min(range(5), key=lambda i: np.abs(frame.astype(int) - make_frame(shift=i)).mean())
+            if index == stop_before:
+                raise KeyboardInterrupt
+            index_of_frame.append(index)
+            return maps[index]
+
+        return predict_chroma
+
+    colourise_video(source, tmp_path / "undisturbed.mp4", predict([]))
+    with pytest.raises(KeyboardInterrupt):
+        colourise_video(source, tmp_path / "out.mp4", predict([], stop_before=3), settings={"net": "a"})
+    calls: list[int] = []
+    colourise_video(source, tmp_path / "out.mp4", predict(calls), settings={"net": "a"})
+    assert calls == [2, 3, 4]
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "undisturbed.mp4").read_bytes()

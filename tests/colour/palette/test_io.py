@@ -82,7 +82,13 @@ def npy(array):
     return stream.getvalue()
 
 
+# Headers that make NumPy raise errors other than ValueError (format version 1.0 of numpy.lib.format).
+BAD_NPY_HEADERS = [b"{'descr': '|u1', 'shape': (2, 3", b"(" * 9000, b"\xff", b"{'shape': 1}", b"[[1]]"]
 BAD_FILES = [
+    *(
+        ("p.npy", b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text, "not a complete")
+        for text in BAD_NPY_HEADERS
+    ),
     ("pickled.npy", npy(np.array([THREE, "x"], object)), "pickled object array.*np.save"),
     ("shape.npy", npy(np.zeros((24, 4))), r"has shape \[24, 4\]; expected \[colours, 3\]"),
     ("flat.npy", npy(np.zeros(3)), r"has shape \[3\]"),
@@ -127,7 +133,10 @@ def test_invalid_file_is_rejected_with_a_one_line_message(tmp_path, file, conten
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "message"), [("none.json", "No such file"), ("horse25", "one of cifar24, horse24")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none.json", "does not exist; expected a palette file"), ("horse25", "one of cifar24, horse24")],
+)
 def test_missing_file_or_name_is_rejected(tmp_path, name, message):
     with pytest.raises(ChromaboxError, match=f"{name}: .*{message}"):
         load_palette(tmp_path / name)

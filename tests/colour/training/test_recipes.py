@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from chromabox.colour.training.recipes import PALETTE_MODELS, PALETTE_RECIPES, TrainRecipe, make_recipe
-from chromabox.engine.optim_config import lr_factor
+from chromabox.engine.options import lr_factor
 from chromabox.errors import UsageError
 
 

@@ -30,8 +30,8 @@ from chromabox.colour.weights.checkpoint import load_model
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.engine.logger import read_metrics
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import TrainingInterrupted
 from chromabox.errors import UsageError
 

@@ -185,6 +185,27 @@ BAD_FILES = {
         "names: expected a list of different names",
     ),
     "no such folder": ("data.yaml", "train: pictures\nnames: [cat]", "train: pictures does not exist"),
+    "aliases of aliases": (
+        "data.yaml",
+        "train: images\na: &a [x, x, x, x, x, x, x, x, x]\n"
+        + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+        + "names: *i",
+        "names: expected a list of different names",
+    ),
+    "aliases as a path": ("data.yaml", "train: &a [[images]]\npath: *a", "path: expected the path of a folder"),
+    "nested list of paths": ("data.yaml", "train: [[images]]", "train: expected the path of a folder"),
+    "device": ("data.yaml", "train: /dev/zero", "train: /dev/zero does not exist or is no regular file"),
+    "long path": ("data.yaml", f"train: {'a' * 5000}", "aaa does not exist or is no regular file"),
+    "number with too many digits": ("data.yaml", f"train: images\nnc: {'9' * 5000}", "cannot be read as YAML"),
+    "invalid date": ("data.yaml", "train: 2001-99-99", "cannot be read as YAML"),
+    "invalid tag": ("data.yaml", "train: images\nnc: !!bool x", "cannot be read as YAML"),
+    "large YAML": ("data.yaml", "train: images\n#" + "x" * (1 << 18), "dataset description of at most 262,144 bytes"),
+    "deep JSON": ("labels.json", "[" * 100_000, "cannot be read as JSON"),
+    "infinite category": (
+        "labels.json",
+        '{"images": [], "annotations": [], "categories": [{"id": 1e999, "name": "cat"}]}',
+        "invalid categories; expected an id and a name for each",
+    ),
     "no images": ("data.yaml", "names: [cat]", "does not describe a dataset"),
     "not YAML": ("data.yaml", "train: [", "cannot be read as YAML"),
     "YAML that creates objects": ("data.yaml", "train: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
@@ -213,6 +234,15 @@ def test_invalid_description_is_rejected_with_one_line(tmp_path: Path, case: str
     assert str(caught.value).startswith(str(tmp_path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_class_number_without_names_is_limited(tmp_path: Path) -> None:
+    folder = make_yolo_dataset(tmp_path, {"train/a": GOOD, "train/b": "4294967296 0.5 0.5 0.2 0.2\n"}, names=None)
+    data = load_detection_dataset(folder)
+    assert [str(issue.message) for issue in data.issues] == [
+        "class 4294967296 is not defined; expected 0 to 9999; dropped"
+    ]
+    assert len(data.classes) < 10
 
 
 def test_path_without_dataset_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from chromabox.detect.inference.predict import InferenceOptions, detect_image
 from chromabox.detect.weights.load import Detector
 from chromabox.errors import UsageError
 from chromabox.io.images import read_image, write_image
+from chromabox.io.manifest import MANIFEST_NAME
 from chromabox.io.video import iter_frames
 from detector_fixtures import make_small_detector
 from video_fixtures import make_video
@@ -35,7 +36,9 @@ def run(detector: Detector, inputs: list[Path], output: Path, *formats: str) -> 
 
 
 def relative_files(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Return the paths of all files except the manifest."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def test_folder_is_written_in_every_format(folder: Path, tmp_path: Path, detector: Detector) -> None:
@@ -128,3 +131,20 @@ def test_invalid_inputs_and_outputs_are_rejected(
         Path(name).write_bytes(b"x")
     with pytest.raises(UsageError, match=message):
         plan_detection_outputs([Path(name) for name in inputs], Path(output), formats)  # type: ignore[arg-type]
+
+
+def test_folder_of_detections_can_be_written_again_but_other_files_are_not_replaced(
+    folder: Path, tmp_path: Path, detector: Detector
+) -> None:
+    out, video = tmp_path / "out", make_video(tmp_path / "video.mp4")
+    run(detector, [folder, video], out, "images", "json", "csv", "yolo")
+    first = relative_files(out)
+    run(detector, [folder, video], out, "images", "json", "csv", "yolo")
+    assert relative_files(out) == first
+    mine = out / "labels" / "video_000009.txt"
+    mine.write_text("mine")
+    with pytest.raises(UsageError, match=r"video_000009.txt: exists and was not written by this command"):
+        plan_detection_outputs([folder, video], out, ["yolo"])
+    assert plan_detection_outputs([folder, video], out, ["images"]).label_folder is None
+    assert plan_detection_outputs([folder, video], out, ["yolo"], overwrite=True).label_folder == out / "labels"
+    assert mine.read_text() == "mine"

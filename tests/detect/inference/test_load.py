@@ -92,7 +92,7 @@ def test_weights_that_are_not_exported_need_pytorch(
         monkeypatch.setitem(sys.modules, name, None)
     for name in ("convert", "load"):
         monkeypatch.delitem(sys.modules, f"chromabox.detect.weights.{name}")
-    message = rf"small\.safetensors: a model .* requires {library}, .* pip install 'chromabox\[train\]'"
+    message = rf"small\.safetensors: loading a model .* requires {library}, .* pip install 'chromabox\[train\]'"
     with pytest.raises(UsageError, match=message):
         open_detector(path)
     assert isinstance(open_detector(exported), OnnxDetector)

@@ -17,7 +17,7 @@ from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.recipes import make_finetune_recipe
 from chromabox.detect.training.setup import initialise_run
 from chromabox.detect.weights.load import save_detector
-from chromabox.engine.runtime_options import RuntimeOptions
+from chromabox.engine.options import RuntimeOptions
 from detection_fixtures import make_yolo_dataset
 from detector_fixtures import make_small_detector
 

@@ -26,8 +26,8 @@ from chromabox.detect.weights.load import Detector, load_detector, save_detector
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import load_checkpoint
 from chromabox.engine.logger import EpochRecord, read_metrics
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.errors import UsageError
 from detection_fixtures import make_yolo_dataset
 from detector_fixtures import CLASS_NAMES, make_small_detector

@@ -11,8 +11,8 @@ from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.weights import convert
 from chromabox.detect.weights.convert import export_all_formats, export_darknet
 from chromabox.detect.weights.load import Detector, load_detector
+from chromabox.engine.darknet_weights import read_darknet_weights, write_darknet_weights
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.darknet_weights import read_darknet_weights, write_darknet_weights
 from detector_fixtures import CLASS_NAMES, make_small_detector
 
 

@@ -128,7 +128,12 @@ def test_anchors_round_trip_exactly(
         ("[net]\n[shortcut]\n", r"line 2: \[shortcut\] option 'from' lists 0 layers; expected one"),
         ("[net]\n[yolo]\nclasses=1\nanchors=1,2,3\n", r"line 2: \[yolo\] the number of values in anchors is 3;"),
         ("[net]\n[yolo]\nclasses=1\nanchors=1,2\nscale_x_y=1.05\n", r"line 5: \[yolo\] unknown option 'scale_x_y'"),
-        ("[net]\nwidth=416\n[convolutional]\nfilters=3\nactivation=relu\n", "has no yolo layer"),
+        ("[net]\nwidth=416\n[convolutional]\nfilters=3\nactivation=relu\n", r"net\.cfg: net has no yolo layer"),
+        (
+            "[net]\n" + "[maxpool]\nsize=2\nstride=2\n" * 17 + HEAD,
+            r"net\.cfg: .* the product of all strides is 131072;",
+        ),
+        ("[net]\n" + "#" * (1 << 18), "bytes; expected a Darknet configuration file of at most 262,144 bytes"),
         (
             "[net]\nwidth=416\n" + HEAD.replace("filters=12", "filters=18"),
             r"its input has 18 channels; expected 12 \(anchors: 2, classes: 1\)",

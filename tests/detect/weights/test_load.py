@@ -206,7 +206,7 @@ def test_other_and_damaged_checkpoints_are_rejected(weights: Path, tmp_path: Pat
         load_detector(tmp_path / "own.safetensors", architecture="yolov3")
     wrong = Detector(detector.model, ("a", "b", "c"), 32, {})
     save_detector(tmp_path / "wrong.safetensors", wrong)
-    with pytest.raises(UsageError, match=r"\(different names: 3\); expected 2"):
+    with pytest.raises(ChromaboxError, match=r"wrong\.safetensors: .* 3 class names; expected 2 different names"):
         load_detector(tmp_path / "wrong.safetensors")
     content = (tmp_path / "own.safetensors").read_bytes()
     (tmp_path / "own.safetensors").write_bytes(content[:-9])
@@ -244,7 +244,7 @@ def test_conversion_of_a_file_that_is_not_an_onnx_model_is_rejected_in_one_sente
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("net.weights", "the output is the same file as the input"),
+        ("net.weights", "is the same file as the input"),
         ("net.onnx", "unsupported suffix; expected .safetensors"),
     ],
 )

@@ -59,7 +59,7 @@ def read_source(path: Path) -> tuple[list[Statement], list[str]]:
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError("expected a notebook in nbformat 4") from error
     statements, warnings = list[Statement](), []
     for number, text in enumerate(texts, 1):

@@ -378,12 +378,14 @@ def palette_from_image_or_file(path_or_name: str | Path) -> Palette:
     """Load a palette by name or from a palette file (``load_palette``), or fit a palette to an image file.
 
     The suffix shows whether the file is an image. The palette of an image with fewer than ``IMAGE_PALETTE_SIZE``
-    different colours consists of these colours. Raise ChromaboxError for an invalid palette, an invalid image, or an
-    image with fewer than two colours.
+    different colours consists of these colours. Raise UsageError for a missing file, and ChromaboxError for an invalid
+    palette, an invalid image, or an image with fewer than two colours.
     """
     path = Path(path_or_name)
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return load_palette(path_or_name)
+    if not path.exists():
+        raise UsageError(f"{path}: does not exist; expected a palette or an image")
     pixels = read_image(path).pixels
     # Subsample to about one megapixel, because only the distribution of colours matters.
     step = max(1, round((pixels.shape[0] * pixels.shape[1] / 1e6) ** 0.5))

@@ -5,6 +5,7 @@ Alpha channels and colour profiles are ignored. Originals and colourised images 
 the two folders. The suffix may differ, because colourised images of some formats are written as PNG.
 """
 
+import itertools
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from chromabox.colour.chroma.lab import luminance_root
 from chromabox.colour.evaluation import metrics
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError
-from chromabox.io.images import find_images, read_image, to_uint8
+from chromabox.io.images import ImageData, find_images, read_image, to_uint8
 
 #: A colourised image counts as worse than greyscale if its PSNR is lower by more than this value in dB.
 WORSE_THAN_GREY_DB = 0.5
@@ -167,6 +169,46 @@ def score_image(
         psnr_gain=psnr - grey_psnr if math.isfinite(psnr - grey_psnr) else None,
         delta_e_reduction=_ratio(100 * (grey_delta_e - delta_e), grey_delta_e),
     )
+
+
+@dataclass(frozen=True)
+class LightnessChange:
+    """Absolute differences of L* (0 to 100) between two images."""
+
+    mean: float
+    maximum: float
+    regions: list[list[tuple[float, float]]]
+    """Mean and maximum of each cell of a 3 × 3 grid, in rows. A cell without pixels is omitted."""
+
+
+def compare_lightness(original: ImageData, coloured: ImageData, names: str = "the images") -> LightnessChange:
+    """Return the differences of L* between a colourised image and its original, with any bit depths.
+
+    If only the original has alpha, its pixels that are not opaque are not compared. ``names`` are used in messages.
+    Raise ChromaboxError if the sizes differ or no pixel can be compared.
+    """
+    (height, width, _), shape = original.pixels.shape, coloured.pixels.shape
+    if (height, width) != shape[:2]:
+        sizes = f"{shape[1]} × {shape[0]} and {width} × {height} pixels"
+        raise ChromaboxError(f"{names} have {sizes}, after their EXIF orientation was applied: expected the same size")
+    is_compared = np.ones((height, width), bool)
+    if original.alpha is not None and coloured.alpha is None:
+        is_compared = original.alpha == np.iinfo(original.alpha.dtype).max
+    total, count, regions = 0.0, 0, []
+    rows, columns = ([round(third * side / 3) for third in range(4)] for side in (height, width))
+    for top, bottom in itertools.pairwise(rows):
+        cells = []
+        for left, right in itertools.pairwise(columns):
+            cell = np.s_[top:bottom, left:right]
+            roots = [luminance_root(image.pixels[cell])[is_compared[cell]] for image in (original, coloured)]
+            difference = 116 * np.abs(roots[0] - roots[1])  # L* = 116 root - 16
+            if difference.size:
+                cells.append((float(difference.mean(dtype=np.float64)), float(difference.max())))
+                total, count = total + float(difference.sum(dtype=np.float64)), count + difference.size
+        regions.append(cells)
+    if not count:
+        raise ChromaboxError(f"{names}: no opaque pixels can be compared")
+    return LightnessChange(total / count, max(peak for cells in regions for _, peak in cells), regions)
 
 
 def score_folders(originals: Path, coloured: Path, *, show_progress: bool = False) -> ScoreReport:

@@ -1,17 +1,21 @@
 """Parallel batch colourisation of image files, which can be resumed after an interruption."""
 
+import json
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from chromabox import __version__
 from chromabox.colour.constraints.constraints import ColourPrediction
 from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
 from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.errors import ChromaboxError
-from chromabox.io.images import ImageData, read_image, write_image
+from chromabox.io.images import ImageData, Pages, can_hold_pages, can_hold_xmp, check_file, read_pages, write_pages
 from chromabox.io.manifest import Manifest, sha256_file
+from chromabox.io.paths import check_writable
+from chromabox.io.xmp import CHROMABOX_NS, IPTC_EXTENSION_NS, Property, edit_xmp, read_xmp
 from chromabox.runtime.parallel import map_ordered
 
 log = logging.getLogger(__name__)
@@ -38,6 +42,8 @@ def colourise_batch(
     settings: Mapping[str, Any],
     workers: int = 1,
     manifest_path: Path | None = None,
+    overwrite: bool = False,
+    files_beside: Callable[[Path], Sequence[Path]] = lambda target: (),
 ) -> Generator[ColouriseResult, None, None]:
     """Process files in parallel and yield their results in order. A failure does not stop the batch.
 
@@ -48,6 +54,9 @@ def colourise_batch(
         settings: JSON values that determine the result. An image made with other settings is processed again.
         workers: number of threads, at least 1. At most twice as many images are in progress or queued at any time.
         manifest_path: path of the manifest, which is used to skip finished images. With None, all images are processed.
+        overwrite: process finished images again, and replace write-protected files.
+        files_beside: function that returns the other files that ``process_file`` writes for a target. A finished image
+            is processed again if they are missing.
 
     The batch stops on Ctrl-C or when the generator is closed, for example by ``contextlib.closing``. Images in progress
     are then finished, no other images are started, and the number of finished images is logged.
@@ -60,14 +69,18 @@ def colourise_batch(
     def process(pair: tuple[Path, Path]) -> ColouriseResult:
         # File errors and out-of-memory errors are returned as results. Other exceptions are bugs and propagate.
         source, target = pair
+        beside = files_beside(target)
         try:
+            check_file(source, "an image or a video")
             if manifest is not None:
                 # Hash the source first. If it changes during processing, the next run processes it again.
                 digest = sha256_file(source)
-                metadata = manifest.lookup(target, digest)
+                metadata = None if overwrite else manifest.lookup(target, digest, beside)
                 if metadata is not None:
                     finished.append(target)
                     return ColouriseResult(source, target, skipped=True, metadata=metadata)
+            for path in () if overwrite else (target, *beside):
+                check_writable(path)
             metadata = dict(process_file(source, target))
         except ChromaboxError as error:
             return ColouriseResult(source, target, str(error))
@@ -81,7 +94,7 @@ def colourise_batch(
                 raise
             return ColouriseResult(source, target, f"{source}: out of memory; use a smaller image or fewer workers")
         if manifest is not None:
-            manifest.add(target, digest, metadata)
+            manifest.add(target, digest, metadata, beside)
         finished.append(target)
         return ColouriseResult(source, target, metadata=metadata)
 
@@ -95,6 +108,13 @@ def colourise_batch(
 
     return report_if_stopped(map_ordered(pairs, process, workers=workers))
 
+
+#: IPTC's term for images that were "edited using generative AI" (NewsCodes, version of 2024-10-23). The colours are not
+#: recorded by a camera but predicted by a trained model. "Algorithmically-altered media" would not state this: its
+#: examples are sharpening and noise reduction.
+DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+_SOURCE_TYPE, _ORIGINAL_SOURCE_TYPE = (IPTC_EXTENSION_NS, "DigitalSourceType"), (CHROMABOX_NS, "OriginalSourceType")
+_VERSION, _MODEL, _SETTINGS = ((CHROMABOX_NS, name) for name in ("Version", "ModelSHA256", "Settings"))
 
 #: Quality of JPEG and WebP files. At quality 95, JPEG compression changes L* by 0.3 to 0.6 on average. At quality 98,
 #: the average change is less than 0.3.
@@ -124,28 +144,110 @@ def cache_key(model: ColourModel, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def add_provenance(packet: bytes | None, settings: Mapping[str, Any]) -> bytes:
+    """Return an XMP packet (None: a new one) with a statement of how the image was colourised.
+
+    ``settings`` are the values of :func:`cache_key`. The statement consists of IPTC's digital source type, the version
+    of the program, the digest of the model and the other settings as JSON. The digital source type of the original is
+    kept under another name. Raise ValueError if the packet is not valid XMP.
+    """
+    names = {"lock": "allow", "leave_grey_below": "min_confidence"}
+    used = {names.get(name, name): value for name, value in settings.items() if value not in (None, (), [])}
+    used.pop("net")
+    changes: dict[Property, str | None] = {
+        _SOURCE_TYPE: DIGITAL_SOURCE_TYPE,
+        _VERSION: __version__,
+        _MODEL: settings["net"],
+        _SETTINGS: json.dumps(used, sort_keys=True),
+    }
+    previous = (read_xmp(packet) if packet else {}).get(_SOURCE_TYPE)
+    if previous not in (None, DIGITAL_SOURCE_TYPE):
+        changes[_ORIGINAL_SOURCE_TYPE] = previous
+    return edit_xmp(packet, changes)
+
+
+def read_provenance(packet: bytes | None) -> dict[str, str]:
+    """Return the statement of an XMP packet on how the image was made, by name. It is empty if there is no statement.
+
+    Raise ValueError if the packet is not valid XMP.
+    """
+    properties = read_xmp(packet) if packet else {}
+    names = {
+        "digital source type": _SOURCE_TYPE,
+        "Chromabox version": _VERSION,
+        "SHA-256 of the model": _MODEL,
+        "settings": _SETTINGS,
+        "digital source type of the original": _ORIGINAL_SOURCE_TYPE,
+    }
+    return {name: properties[key] for name, key in names.items() if key in properties}
+
+
 def make_file_coloriser(
     model: ColourModel,
     options: ColouriseOptions,
     *,
+    settings: Mapping[str, Any] | None = None,
+    quality: int | None = None,
+    pages: Pages = "all",
     on_result: Callable[[ImageData, ImageData, ColourPrediction, Path], str] | None = None,
+    before_write: Callable[[Path], None] = lambda target: None,
 ) -> Callable[[Path, Path], Mapping[str, Any]]:
-    """Return a function that colourises a source file, writes the target file and returns ``{"notes": [...]}``.
+    """Return a function that colourises a source file, writes the target file and returns facts about the image.
 
-    The notes are lines of text about the image. ``on_result`` is called with the input, the colourised image, the
-    prediction and the path of the target, and returns a line that is appended to the notes.
+    The facts are lists of lines: ``notes`` about this image, ``changes``, such as a conversion of the colour space,
+    which are the same for many images, and ``omitted``, the names of what the target does not contain. ``settings`` are
+    the values of :func:`cache_key`, which the target states in its XMP; with None, it states only the model.
+    ``quality`` (1 to 100) applies to JPEG and WebP. With None, it is 98, and lossless WebP remains lossless. ``pages``
+    selects the pages or frames. ``on_result`` is called with the input, the colourised image, the prediction and the
+    path of the target, for the first selected page, and returns a line that is appended to the notes. ``before_write``
+    is called with the path of the target before it is written.
     """
+    stated = {"net": sha256_file(model.path)} if settings is None else settings
 
     def process_file(source: Path, target: Path) -> Mapping[str, Any]:
-        image = read_image(source)
-        prediction = predict_colours(image.pixels, model, options)
-        colourised = apply_prediction(image, prediction)
-        write_image(target, colourised, quality=JPEG_QUALITY)
-        notes = []
-        if image.num_frames > 1:
-            notes.append(f"{source} has {image.num_frames} frames or pages; only the first was colourised")
-        if on_result is not None:
-            notes.append(on_result(image, colourised, prediction, target))
-        return {"notes": notes}
+        facts: dict[str, list[str]] = {"notes": [], "changes": [], "omitted": []}
+        notes, changes, omitted = facts.values()
+        explained: list[tuple[ImageData, ImageData, ColourPrediction]] = []
+
+        def colourise_pages() -> Iterator[ImageData]:
+            for number, image in enumerate(read_pages(source, pages), 1):
+                if number == 1:
+                    check_pages(source, target, image.num_frames)
+                prediction = predict_colours(image.pixels, model, options)
+                colourised = apply_prediction(image, prediction)
+                notes.extend(f"{source}: {note}" for note in image.notes)
+                changes.extend(image.changes)
+                metadata = replace(image.metadata, xmp=add_provenance(image.metadata.xmp, stated))
+                if not can_hold_xmp(target, metadata.xmp):
+                    metadata = replace(metadata, xmp=add_provenance(None, stated), extended_xmp=())
+                    omitted.append("XMP")
+                colourised = replace(colourised, metadata=metadata)
+                if number == 1:
+                    before_write(target)
+                    if on_result is not None:
+                        explained.append((image, colourised, prediction))
+                yield colourised
+
+        def check_pages(source: Path, target: Path, count: int) -> None:
+            if count == 1:
+                return
+            if pages != "all":
+                which = "the first" if pages == "first" else f"page {pages}"
+                notes.append(f"{source} has {count} frames or pages; only {which} was colourised")
+            elif options.hints is not None:
+                raise ChromaboxError(f"{source} has {count} frames or pages: hints apply to one; add --pages first")
+            elif not can_hold_pages(target):
+                raise ChromaboxError(
+                    f"{source} has {count} frames or pages, and {target} can hold one: expected an output with the "
+                    "suffix .tif, .png or .webp, or --pages first"
+                )
+            elif on_result is not None:
+                notes.append("only the first page is explained")
+
+        omitted += write_pages(
+            target, colourise_pages(), quality=quality or JPEG_QUALITY, keep_lossless=quality is None
+        )
+        notes += [on_result(*result, target) for result in explained if on_result is not None]
+        return {name: list(dict.fromkeys(lines)) for name, lines in facts.items()}
 
     return process_file

@@ -40,7 +40,9 @@ def open_model(path: Path | None = None, *, threads: int | None = None, device: 
     try:
         from chromabox.colour.weights.checkpoint import load_model
         from chromabox.colour.weights.export import export_onnx
+        from chromabox.engine.export import one_thread
     except ImportError as error:
         raise missing_package(f"{path}: loading a checkpoint that is not an exported .onnx file", error) from error
-    export_onnx(load_model(checkpoint), exported)
+    with one_thread():
+        export_onnx(load_model(checkpoint), exported)
     return load_onnx_model(exported, threads=threads, device=device)

@@ -4,8 +4,12 @@ The lightness of every frame, the audio and the other streams are preserved. The
 reset where the image moves.
 """
 
-from collections.abc import Callable
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -14,7 +18,19 @@ from PIL import Image
 from chromabox.colour.chroma.recolour import ChromaMap, apply_chroma, box_filter, lightness
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import UsageError
-from chromabox.io.video import DEFAULT_CRF, TranscodeResult, check_target, probe_video, transcode
+from chromabox.io.manifest import sha256_file
+from chromabox.io.video import (
+    DEFAULT_CRF,
+    SEGMENT_FRAMES,
+    Resumption,
+    TranscodeResult,
+    check_target,
+    encoder_version,
+    probe_video,
+    transcode,
+)
+
+log = logging.getLogger(__name__)
 
 #: Default weight of the previous frames in the running average in static regions. With this weight, the contribution
 #: of a frame is halved after about three frames.
@@ -84,6 +100,17 @@ class TemporalSmoother:
         self._chroma = self._chroma + weight[..., None] * (chroma - self._chroma)
         return self._chroma
 
+    def get_state(self) -> dict[str, Float32[np.ndarray, "..."]]:
+        """Return the running averages as arrays, from which :meth:`restore` continues."""
+        if self._previous is None:
+            return {}
+        return {"previous": self._previous, "chroma": self._chroma, "reference": self._reference}
+
+    def restore(self, state: Mapping[str, Float32[np.ndarray, "..."]]) -> None:
+        """Continue after the frame at which `state` was returned."""
+        if state:
+            self._previous, self._chroma, self._reference = (state[key] for key in ("previous", "chroma", "reference"))
+
 
 def is_scene_cut(previous: Float32[np.ndarray, "height width"], current: Float32[np.ndarray, "height width"]) -> bool:
     """Return whether a new scene starts between two frames, given their L* maps (0 to 100)."""
@@ -103,9 +130,13 @@ def colourise_video(
     *,
     smoothing: float = DEFAULT_SMOOTHING,
     crf: float = DEFAULT_CRF,
+    settings: Mapping[str, Any] | None = None,
     show_progress: bool = True,
 ) -> TranscodeResult:
     """Colourise the video at `source` and write it to `target` as MP4, MOV or Matroska, according to the suffix.
+
+    If `settings` are given, finished segments are kept in a hidden folder next to the target when the work stops, and
+    the next call with the same source, target and settings resumes after them.
 
     Args:
         source: a grey or colour video. Only the lightness of its frames is kept.
@@ -114,6 +145,7 @@ def colourise_video(
             [height, width, 2]. The map must have the same size for all frames.
         smoothing: weight of the previous frames in static regions, in [0, 1) (see :class:`TemporalSmoother`).
         crf: constant rate factor of the encoder, 0 (lossless) to 51 (worst).
+        settings: JSON values that determine the chroma maps, such as the digest of the model.
         show_progress: show a progress bar if standard error is a terminal.
 
     Memory use does not depend on the number of frames. Raise UsageError and ChromaboxError as :func:`probe_video` and
@@ -130,7 +162,17 @@ def colourise_video(
             tick()
             return result
 
-        return transcode(video, target, colourise_frame, crf=crf)
+        def restore(state: Mapping[str, np.ndarray], num_frames: int) -> None:
+            smoother.restore(state)
+            tick(num_frames)
+            log.info(f"{source}: resumed after frame {num_frames} of {video.num_frames}")
+
+        resumption = None
+        if settings is not None:
+            everything = [sha256_file(source), dict(settings), smoothing, crf, SEGMENT_FRAMES, encoder_version()]
+            key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+            resumption = Resumption(key, smoother.get_state, restore)
+        return transcode(video, target, colourise_frame, crf=crf, resumption=resumption)
 
 
 def lightness_at_size(frame: Frame, height: int, width: int) -> Float32[np.ndarray, "{height} {width}"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float64
 
 from chromabox.colour.palette.palette import Palette, validate_colours
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.atomic import atomic_write, read_bytes
+from chromabox.io.atomic import atomic_write, parse_json, read_bytes
 
 MAX_FILE_BYTES = 1 << 20  # 256 colours take a few thousand bytes.
 COLOUR_UNIT = "RGB/256"
@@ -34,7 +34,7 @@ def load_palette(path_or_name: str | Path) -> Palette:
       are integers, without a decimal point, they are 8-bit values. Otherwise, they are RGB values divided by 256.
     * `.gpl`: GIMP's format.
 
-    Raise ChromaboxError for an unknown name or, naming the file, for an invalid file.
+    Raise UsageError for an unknown name and a missing file, and ChromaboxError for an invalid file.
     """
     assets = resources.files("chromabox").joinpath("assets").iterdir()
     bundled = {match[1]: file for file in assets if (match := re.fullmatch(r"palette-(.+)\.json", file.name))}
@@ -44,7 +44,9 @@ def load_palette(path_or_name: str | Path) -> Palette:
     path = Path(path_or_name)
     if path.suffix.lower() not in PALETTE_READERS:
         expected = f"expected one of {', '.join(sorted(bundled))} or a file with suffix {', '.join(PALETTE_READERS)}"
-        raise ChromaboxError(f"{path}: unknown palette; {expected}")
+        raise (ChromaboxError if path.exists() else UsageError)(f"{path}: unknown palette; {expected}")
+    if not path.exists():
+        raise UsageError(f"{path}: does not exist; expected a palette file")
     content = read_bytes(path, "a palette file", MAX_FILE_BYTES)
     try:
         colours, name = PALETTE_READERS[path.suffix.lower()](content)
@@ -60,9 +62,10 @@ def save_palette(path: str | Path, palette: Palette) -> None:
     """Write a palette atomically as `.npy`, `.json` or `.gpl`, in the format that :func:`load_palette` reads.
 
     A `.npy` file does not contain the name. A `.gpl` file contains 8-bit values, to which the colours are rounded.
-    Raise ChromaboxError for another suffix or if the file cannot be written.
+    Raise UsageError for another suffix, and ChromaboxError if the file cannot be written.
     """
     path = Path(path)
+    check_palette_suffix(path)
     suffix = path.suffix.lower()
     if suffix == ".npy":
         stream = io.BytesIO()
@@ -74,12 +77,10 @@ def save_palette(path: str | Path, palette: Palette) -> None:
         rows = ",\n".join("    [" + ", ".join(map(str, row)) + "]" for row in palette.colours)
         start = json.dumps(head, indent=2, ensure_ascii=False)[:-2]
         content = f'{start},\n  "colours": [\n{rows}\n  ]\n}}\n'.encode()
-    elif suffix == ".gpl":
+    else:
         lines = [f"{r:3d} {g:3d} {b:3d}\tcolour {index}" for index, (r, g, b) in enumerate(palette.rgb.tolist())]
         name = " ".join(palette.name.split())  # A line break would begin a new entry.
         content = "\n".join(["GIMP Palette", f"Name: {name}", "Columns: 8", "#", *lines, ""]).encode()
-    else:
-        raise ChromaboxError(f"{path}: unsupported suffix; expected one of {', '.join(PALETTE_READERS)}")
     try:
         with atomic_write(path) as temporary:
             temporary.write_bytes(content)
@@ -87,11 +88,17 @@ def save_palette(path: str | Path, palette: Palette) -> None:
         raise ChromaboxError(f"{path}: cannot be written ({(error.strerror or str(error)).lower()})") from error
 
 
+def check_palette_suffix(path: Path) -> None:
+    """Raise UsageError if no palette format has this suffix."""
+    if path.suffix.lower() not in PALETTE_READERS:
+        raise UsageError(f"{path}: unsupported suffix; expected one of {', '.join(PALETTE_READERS)}")
+
+
 def _parse_npy(content: bytes) -> ParsedPalette:
     """Parse a .npy file. All parsers raise ValueError, whose message is shown after the file name."""
     try:
         array = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # A damaged header raises many types of errors, such as TokenError and RecursionError.
         if "allow_pickle" in str(error):
             raise ValueError(
                 "contains a pickled object array, which can run code when it is loaded; if you trust the source, run "
@@ -107,8 +114,8 @@ def _parse_npy(content: bytes) -> ParsedPalette:
 
 def _parse_json(content: bytes) -> ParsedPalette:
     try:
-        parsed = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        parsed = parse_json(content)
+    except ValueError as error:
         raise ValueError(f"invalid JSON ({error}); expected a palette written by save_palette") from error
     name, scale = None, 1
     if isinstance(parsed, dict):

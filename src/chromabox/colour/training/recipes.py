@@ -8,7 +8,7 @@ module does not import torch.
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from chromabox.engine.optim_config import OptimConfig
+from chromabox.engine.options import OptimConfig
 from chromabox.errors import UsageError
 
 RecipeName = Literal["course", "default", "quick"]

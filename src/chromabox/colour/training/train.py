@@ -26,8 +26,8 @@ from chromabox.colour.weights.checkpoint import load_palette_model, model_metada
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.distributed import DistInfo
 from chromabox.engine.optim import build_muon, lr_schedule, split_kernels
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunConfig, RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.train import EpochCallback, Forward, run_training
 from chromabox.engine.trainer import TrainSchedule, TrainTask, make_schedule
 

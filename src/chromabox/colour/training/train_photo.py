@@ -38,8 +38,8 @@ from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import write_json
 from chromabox.engine.distributed import DistInfo
 from chromabox.engine.optim import build_muon, lr_schedule, split_kernels
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunConfig, RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.train import EpochCallback, Forward, run_training
 from chromabox.engine.trainer import TrainSchedule, TrainTask, make_schedule
 from chromabox.errors import ChromaboxError, UsageError

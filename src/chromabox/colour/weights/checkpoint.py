@@ -69,10 +69,15 @@ def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
     else:
         state, metadata = load_checkpoint(path)
         try:
-            network = build_model(metadata["net"], **metadata["settings"])
+            name, model_args = metadata["net"], metadata["settings"]
+            if max(model_args.get("blocks", [0])) > len(state["net"]):
+                raise ValueError("the settings define more blocks than the file contains")
+            with torch.device("meta"):  # Compare the shapes before memory is allocated for the weights.
+                build_model(name, **model_args).load_state_dict(state["net"], assign=True)
+            network = build_model(name, **model_args)
             network.load_state_dict(state["net"])
             classes = read_classes(metadata)
-        except (KeyError, TypeError, ValueError, RuntimeError, ChromaboxError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ChromaboxError) as error:
             reason = " ".join(str(error).split())  # PyTorch lists mismatched tensors on several lines.
             raise ChromaboxError(
                 f"{path}: not a checkpoint of a colourisation model ({reason}); expected one written by chromabox train"

@@ -1,6 +1,5 @@
 """Colourisation models as exported ONNX files, run by ONNX Runtime."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +13,9 @@ from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.chroma.lab import rgb_to_lab
 from chromabox.colour.palette.palette import Palette
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.atomic import read_bytes
+from chromabox.io.atomic import parse_json, read_bytes
 from chromabox.io.images import check_not_url
-from chromabox.runtime.session import one_line, open_session
+from chromabox.runtime.session import one_line, open_session, read_session_metadata
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -115,19 +114,19 @@ def load_onnx_model(path: Path, *, threads: int | None = None, device: str = "au
     """
     data = read_bytes(path, "an ONNX file", MAX_MODEL_BYTES)
     session = open_session(path, data, [ONNX_INPUT], [ONNX_OUTPUT], threads=threads, device=device)
-    properties = session.get_modelmeta().custom_metadata_map
+    properties = read_session_metadata(session, path)
     if properties.get("format") != ONNX_FORMAT:
         raise ChromaboxError(f"{path}: not a Chromabox ONNX file; expected the format {ONNX_FORMAT!r} in its metadata")
     try:
-        metadata = {**json.loads(properties["history"]), "net": properties["net"]}
-        metadata |= {key: json.loads(properties[key]) for key in ("bins", "palette") if key in properties}
+        metadata = {**parse_json(properties["history"]), "net": properties["net"]}
+        metadata |= {key: parse_json(properties[key]) for key in ("bins", "palette") if key in properties}
         output = read_classes(metadata)
         size_divisor, stride = (int(properties[name]) for name in ("multiple", "stride"))
         if not (1 <= stride <= size_divisor <= MAX_SIZE_DIVISOR and size_divisor % stride == 0):
             raise ValueError(f"multiple {size_divisor} or stride {stride} is invalid")
-        scales = tuple(int(scale) for scale in json.loads(properties["looks"]))
+        scales = tuple(int(scale) for scale in parse_json(properties["looks"]))
         if not (1 <= len(scales) <= MAX_SCALES and all(1 <= scale <= MAX_SCALE for scale in scales)):
             raise ValueError(f"invalid test-time augmentation scales {list(scales)} in the field 'looks'")
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, ChromaboxError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, ChromaboxError) as error:
         raise ChromaboxError(f"{path}: the metadata is damaged ({one_line(error)}); export the model again") from error
     return ColourModel(session, path, output, size_divisor, stride, scales, metadata)

@@ -6,7 +6,7 @@ including categories without boxes, such as the supercategory that Roboflow writ
 
 import contextlib
 import itertools
-import json
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from chromabox.detect.data.dataset import SPLIT_NAME, DatasetBuilder, DetectionDataset, RawLabel, iter_files
 from chromabox.errors import ChromaboxError
+from chromabox.io.atomic import parse_json
 
 _REQUIRED_KEYS = ("images", "annotations", "categories")
 
@@ -45,7 +46,7 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
         content = _load_json(file)
         try:
             file_categories = dict(sorted((int(entry["id"]), str(entry["name"])) for entry in content["categories"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ChromaboxError(f"{file}: invalid categories; expected an id and a name for each category") from error
         if categories and file_categories != categories:
             raise ChromaboxError(
@@ -81,7 +82,7 @@ def _parse_annotations(
             x, y, width, height = (float(value) for value in entry["bbox"])
             # If an id is a list or an object, the lookup raises TypeError.
             image_labels, class_id = labels[entry["image_id"]], class_ids.get(entry["category_id"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             builder.drop("unreadable label", file, number, "expected bbox (four numbers), image_id and category_id")
             continue
         if class_id is None:
@@ -97,13 +98,13 @@ def _find_image(name: Path, file: Path, root: Path, split: str, by_name: dict[st
     parent = file.parent.parent
     folders = [file.parent, root, root / "images", root / split, root / "images" / split]
     candidates = [folder / name for folder in (*folders, parent, parent / "images" / split, parent / split)]
-    return next((path for path in candidates if path.is_file()), by_name.get(name.name, candidates[0]))
+    return next((path for path in candidates if os.path.isfile(path)), by_name.get(name.name, candidates[0]))
 
 
 def _load_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise ChromaboxError(f"{path}: cannot be read as JSON ({error}); expected COCO annotations") from error
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _REQUIRED_KEYS):
         raise ChromaboxError(f"{path}: contains no COCO annotations; expected the lists {', '.join(_REQUIRED_KEYS)}")

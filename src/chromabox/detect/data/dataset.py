@@ -247,7 +247,7 @@ class DatasetBuilder:
         try:
             size = image_size(path)
         except ChromaboxError as error:
-            self.drop("damaged picture" if path.is_file() else "missing picture", path, None, error)
+            self.drop("damaged picture" if os.path.isfile(path) else "missing picture", path, None, error)
             return
         sample, issues = validate_labels(labels, path, size, split, source)
         self.samples.append(sample)

@@ -5,8 +5,8 @@ segmentation datasets. The bounding box of the polygon is used. An image without
 """
 
 import contextlib
+import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,13 @@ from chromabox.detect.data.dataset import (
     split_from_path,
 )
 from chromabox.errors import ChromaboxError
+from chromabox.io.atomic import read_bytes
 from chromabox.io.images import IMAGE_SUFFIXES
 
+#: Maximum size of a .yaml file. Parsing this size takes a second. The names of a thousand classes take 30 kB.
+MAX_YAML_BYTES = 1 << 18
+#: Maximum number of classes of a dataset without class names.
+MAX_UNNAMED_CLASSES = 10_000
 #: Files with the class names, one per line, in datasets without a .yaml file.
 CLASS_NAME_FILES = ("classes.txt", "obj.names", "names.txt")
 #: Text files that never contain labels.
@@ -50,7 +55,7 @@ def read_yolo(source: Path) -> DetectionDataset:
     images, class_names = _find_images(source) if source.is_dir() else _read_yaml(source)
     builder = DatasetBuilder()
     for split, path in images:
-        labels = _read_labels(label_path(path), len(class_names) or sys.maxsize, builder)
+        labels = _read_labels(label_path(path), len(class_names) or MAX_UNNAMED_CLASSES, builder)
         builder.add_image(path, split, label_path(path), labels)
     known = {label_path(path) for _, path in images}
     for path in iter_files(source, {".txt"}):  # There are no such files if ``source`` is a file.
@@ -76,7 +81,7 @@ def label_path(image_path: Path) -> Path:
     if positions:
         parts[positions[-1]] = "labels"
         path = Path(*parts).with_suffix(".txt")
-        if path.is_file() or not image_path.with_suffix(".txt").is_file():
+        if os.path.isfile(path) or not os.path.isfile(image_path.with_suffix(".txt")):
             return path
     return image_path.with_suffix(".txt")
 
@@ -104,10 +109,10 @@ def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Ite
             reason = f"the number of values is {len(values)}; expected 5, or a class and at least 3 corners"
             builder.drop("unreadable label", source, number, reason)
         elif not class_id.is_integer() or class_id < 0:
-            reason = f"{words[0]} is not a class number; expected a non-negative integer"
+            reason = f"{words[0][:60]} is not a class number; expected a non-negative integer"
             builder.drop("unknown class", source, number, reason)
         elif class_id >= num_classes:
-            reason = f"class {int(class_id)} is not defined; expected 0 to {num_classes - 1}"
+            reason = f"class {words[0][:60]} is not defined; expected 0 to {num_classes - 1}"
             builder.drop("unknown class", source, number, reason)
         else:
             xs, ys = coordinates[::2], coordinates[1::2]
@@ -139,6 +144,9 @@ def _read_lines(path: Path) -> list[str]:
 def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     """Return the images that a .yaml file describes, with their splits, and the class names, if any."""
     content = _load_yaml(yaml_path)
+    # The text of a nested list with YAML aliases could be very long.
+    if isinstance(content.get("path"), dict | list):
+        raise ChromaboxError(f"{yaml_path}: path: expected the path of a folder")
     base = Path(str(content.get("path") or "."))
     # Paths may be relative to `path`, to the folder of the .yaml file, or to a sibling folder. The first match is used.
     roots = [yaml_path.parent / base, yaml_path.parent, yaml_path.parent.parent / base]
@@ -146,22 +154,26 @@ def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     for split in ("train", "val", "test"):
         entries = content.get(split) or []
         for entry in entries if isinstance(entries, list) else [entries]:
+            if isinstance(entry, dict | list):
+                raise ChromaboxError(f"{yaml_path}: {split}: expected the path of a folder, or a list of paths")
             images += [(split, path) for path in _resolve_entry(str(entry), roots, yaml_path, split)]
     names = content.get("names")
     if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[index] for index in range(len(names))]
-    if names is not None and (not isinstance(names, list) or not names or len(set(map(str, names))) < len(names)):
+    is_list = isinstance(names, list) and not any(isinstance(name, dict | list) for name in names)
+    if names is not None and (not is_list or not names or len(set(map(str, names))) < len(names)):
         raise ChromaboxError(f"{yaml_path}: names: expected a list of different names, or a name for each class index")
     return list(dict.fromkeys(images)), [str(name) for name in names or ()]
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a .yaml file. Raise ChromaboxError if the file does not describe a dataset."""
+    encoded = read_bytes(path, "a dataset description", MAX_YAML_BYTES)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        content = yaml.safe_load(encoded.decode())
+    except Exception as error:  # The parser raises many types of errors, for example for an invalid date or number.
         raise ChromaboxError(
-            f"{path}: cannot be read as YAML ({' '.join(str(error).split())}); expected a dataset description"
+            f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:300]}); expected a dataset description"
         ) from error
     if not isinstance(content, dict) or not {"train", "val", "test"} & content.keys():
         raise ChromaboxError(f"{path}: does not describe a dataset; expected train: or val: with a folder of images")
@@ -172,12 +184,16 @@ def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) 
     """Return the images of an entry in a .yaml file: a folder, a .txt list of paths (one per line) or one image."""
     # Some programs write ../train/images for a folder next to the .yaml file.
     candidates = [root / name for name in dict.fromkeys((entry, entry.removeprefix("../"))) for root in roots]
-    found = next((candidate for candidate in candidates if candidate.exists()), None)
+    # A device is not accepted, because reading it might never end.
+    found = next((path for path in candidates if os.path.isdir(path) or os.path.isfile(path)), None)
     if found is None:
-        raise ChromaboxError(f"{source}: {split}: {entry} does not exist; expected {candidates[0]}")
+        expected = f"does not exist or is no regular file; expected {str(candidates[0])[:200]}"
+        raise ChromaboxError(f"{source}: {split}: {entry[:100]} {expected}")
     if found.is_dir():
         return list(iter_files(found))
     if found.suffix.lower() in IMAGE_SUFFIXES:
         return [found]
     paths = map(Path, _read_lines(found))
-    return [next((root / path for root in (found.parent, *roots) if (root / path).is_file()), path) for path in paths]
+    return [
+        next((root / path for root in (found.parent, *roots) if os.path.isfile(root / path)), path) for path in paths
+    ]

@@ -6,9 +6,10 @@
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +20,11 @@ from chromabox.detect.inference.predict import InferenceOptions, run_detector
 from chromabox.detect.weights.onnx_model import DetectorModel
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.images import check_not_input, check_not_url, read_image, write_image
-from chromabox.io.paths import expand_inputs, map_outputs
-from chromabox.io.video import VIDEO_SUFFIXES, check_target, iter_frames, probe_video, transcode
+from chromabox.io.atomic import check_writable_folder
+from chromabox.io.images import read_image, write_image
+from chromabox.io.manifest import MANIFEST_NAME, Manifest
+from chromabox.io.paths import check_outputs, name_outputs, select_inputs
+from chromabox.io.video import iter_frames, probe_video, transcode
 from chromabox.runtime.parallel import map_ordered
 
 log = logging.getLogger(__name__)
@@ -41,16 +44,37 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """All inputs and output paths. ``json``, ``csv`` and ``label_folder`` are None for formats that are not written."""
+    """All inputs and output paths. ``json``, ``csv`` and ``label_folder`` are None for formats that are not written.
+
+    ``folder`` is the output folder, or None if the output is a single file. ``skipped`` and ``unreadable`` are as in
+    :class:`~chromabox.io.paths.Selection`.
+    """
 
     images: tuple[PlannedFile, ...]
     videos: tuple[PlannedFile, ...]
     json: Path | None
     csv: Path | None
     label_folder: Path | None
+    folder: Path | None
+    skipped: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    unreadable: Sequence[str] = ()
+
+    def outputs(self) -> list[Path]:
+        """Return the paths of all files that will be written. Labels of video frames are included if they exist."""
+        files = [planned.target for planned in (*self.images, *self.videos) if planned.target is not None]
+        files += [path for path in (self.json, self.csv) if path is not None]
+        if self.label_folder is not None:
+            files += [self.label_folder / Path(image.name).with_suffix(".txt") for image in self.images]
+            for video in self.videos:
+                pattern = f"{escape(str(Path(video.name).with_suffix('')))}_[0-9]*.txt"
+                files += sorted(self.label_folder.glob(pattern))
+            files.append(self.label_folder / "classes.txt")
+        return files
 
 
-def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequence[OutputFormat] = ()) -> OutputPlan:
+def plan_detection_outputs(
+    inputs: Sequence[Path], output: Path, formats: Sequence[OutputFormat] = (), *, overwrite: bool = False
+) -> OutputPlan:
     """Plan the output files of all inputs.
 
     Args:
@@ -59,54 +83,58 @@ def plan_detection_outputs(inputs: Sequence[Path], output: Path, formats: Sequen
             boxes.
         formats: formats to write. If empty, the suffix of ``output`` determines the format; if ``output`` is a
             folder, annotated copies are written.
+        overwrite: allow outputs that exist and were not written by an earlier run.
 
     Raise UsageError for missing inputs, an output file that is also an input, two inputs with the same output file,
-    and formats that cannot be written to ``output``.
+    an output that exists, and formats that cannot be written to ``output``.
     """
     if not inputs:
         raise UsageError("no input given: expected at least one image, folder or video")
-    for path in inputs:
-        check_not_url(path)
-        if not path.exists():
-            raise UsageError(f"{path} does not exist: expected an image, a folder of images or a video")
     suffix = "" if output.is_dir() else output.suffix.lower()
+    check_writable_folder(output.parent if suffix else output)
     single_format = TABLE_FORMATS.get(suffix)
     selected: set[str] = set(formats) or {single_format or "images"}
     is_annotated = "images" in selected and single_format is None
-    video_inputs = [path for path in inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
-    image_inputs = [path for path in inputs if path not in video_inputs]
-    # The images in an output folder inside an input folder are earlier results, not inputs.
-    files = expand_inputs(image_inputs, None if single_format else output) if image_inputs else []
-    targets: list[Path | None] = [None] * len(files)
-    if is_annotated and image_inputs:
-        targets = [target for _, target in map_outputs(image_inputs, output)]
-    images = [PlannedFile(path, name.as_posix(), target) for (path, name), target in zip(files, targets, strict=True)]
-    videos = []
-    for path in video_inputs:
-        target = None
-        if is_annotated:
-            target = output if len(inputs) == 1 and suffix in VIDEO_SUFFIXES else output / path.name
-            check_target(path, target)
-        videos.append(PlannedFile(path, path.name, target))
-    if single_format is not None:
-        check_not_input([planned.source for planned in (*images, *videos)], output)
-    elif any(planned.target == output for planned in (*images, *videos)):
+    selection = select_inputs(inputs, None if single_format else output)
+    targets: list[Path | None] = [None] * len(selection.files)
+    if is_annotated:
+        targets = [target for _, target in name_outputs(selection, output)]
+    planned = [
+        PlannedFile(path, name.as_posix(), target)
+        for (path, name), target in zip(selection.files, targets, strict=True)
+    ]
+    images, videos = planned[: len(selection.images)], planned[len(selection.images) :]
+    if single_format is None and any(planned.target == output for planned in (*images, *videos)):
         single_format = "images"
     if single_format is not None and selected != {single_format}:
         unsupported = ", ".join(sorted(selected - {single_format}))
         raise UsageError(f"{output}: a single file cannot contain {unsupported}; use a folder (-o FOLDER)")
-    sources: dict[Path, Path] = {}
+    labelled: dict[Path, Path] = {}
     for image in images if "yolo" in selected else ():
         label = Path(image.name).with_suffix(".txt")
-        if label in sources:
+        if label in labelled:
             raise UsageError(
-                f"{image.source} and {sources[label]} would be written to the same label file {label}; process "
+                f"{image.source} and {labelled[label]} would be written to the same label file {label}; process "
                 "them separately, with different output folders"
             )
-        sources[label] = image.source
+        labelled[label] = image.source
     tables = {name: output if single_format else output / f"detections.{name}" for name in selected}
     label_folder = output / "labels" if "yolo" in selected else None
-    return OutputPlan(tuple(images), tuple(videos), tables.get("json"), tables.get("csv"), label_folder)
+    folder = None if single_format else output
+    plan = OutputPlan(
+        tuple(images),
+        tuple(videos),
+        tables.get("json"),
+        tables.get("csv"),
+        label_folder,
+        folder,
+        selection.skipped,
+        selection.unreadable,
+    )
+    manifest = None if folder is None else Manifest(folder / MANIFEST_NAME, {})
+    sources = [planned.source for planned in (*images, *videos)]
+    check_outputs(plan.outputs(), sources, overwrite=overwrite, manifest=manifest)
+    return plan
 
 
 @dataclass
@@ -135,6 +163,10 @@ def run_detection(
     Images are processed by ``workers`` threads (None: one per core). Raise ChromaboxError only if the JSON file, the
     CSV file or the list of classes cannot be written.
     """
+    manifest = None if plan.folder is None else Manifest(plan.folder / MANIFEST_NAME, {})
+    if manifest is not None:
+        for path in plan.outputs():
+            manifest.claim(path)
     summary = BatchSummary()
     all_results: list[ImageDetections] = []
     start_time = time.perf_counter()
@@ -143,7 +175,10 @@ def run_detection(
         height, width, _ = pixels.shape
         result = ImageDetections(planned.name, (height, width), run_detector(pixels, detector, options), frame)
         if plan.label_folder is not None:
-            outputs.write_yolo_labels(plan.label_folder / f"{result.stem}.txt", result)
+            label_file = plan.label_folder / f"{result.stem}.txt"
+            if manifest is not None:
+                manifest.claim(label_file)
+            outputs.write_yolo_labels(label_file, result)
         return result
 
     def add_result(result: ImageDetections) -> None:
@@ -154,7 +189,12 @@ def run_detection(
     def process_image(planned: PlannedFile) -> ImageDetections | str:
         """Detect objects in an image and write the outputs; return the detections, or an error message."""
         try:
-            pixels = read_image(planned.source).pixels
+            image = read_image(planned.source)
+            pixels = image.pixels
+            for note in image.notes:
+                log.info(f"{planned.source}: {note}")
+            if image.num_frames > 1:
+                log.info(f"{planned.source} has {image.num_frames} frames or pages; objects are detected in the first")
             result = detect(planned, pixels)
             if planned.target is not None:
                 write_image(planned.target, outputs.annotate(pixels, result.detections))

@@ -54,11 +54,13 @@ def open_detector(
     try:
         from chromabox.detect.weights.convert import export_detector
         from chromabox.detect.weights.load import load_detector
+        from chromabox.engine.export import one_thread
     except ImportError as error:
         raise missing_package(f"{weights}: loading a model that is not an exported .onnx file", error) from error
-    exported = load_detector(weights)  # This also downloads missing pretrained weights.
-    target = _cached_path(source, size)
-    export_detector(exported, target, size=size)
+    with one_thread():
+        exported = load_detector(weights)  # This also downloads missing pretrained weights.
+        target = _cached_path(source, size)
+        export_detector(exported, target, size=size)
     return load_onnx_detector(target, threads=threads, device=device)
 
 

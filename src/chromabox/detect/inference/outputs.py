@@ -139,7 +139,7 @@ def write_coco_results(path: Path, results: Iterable[ImageDetections], classes: 
             }
             row |= {} if result.frame is None else {"frame": result.frame}
             rows.append(json.dumps(row, ensure_ascii=False))
-    write_text(path, "[" + ",\n ".join(rows) + "]\n")
+    write_text(path, "[" + ",\n ".join(rows) + "]\n", "backslashreplace")  # In JSON, \\udcff is an escape.
 
 
 def write_csv(path: Path, results: Iterable[ImageDetections]) -> None:
@@ -157,7 +157,7 @@ def write_csv(path: Path, results: Iterable[ImageDetections]) -> None:
             corners = [f"{value:.3f}" for value in box]
             frame = "" if result.frame is None else result.frame
             writer.writerow([result.file, frame, name, class_id, f"{score:.5f}", *corners, width, height])
-    write_text(path, text.getvalue())
+    write_text(path, text.getvalue(), "surrogateescape")  # The bytes of the name are preserved.
 
 
 def write_yolo_labels(path: Path, result: ImageDetections) -> None:
@@ -171,11 +171,14 @@ def write_yolo_labels(path: Path, result: ImageDetections) -> None:
     write_text(path, format_labels(result.detections.class_id, values, ".6f"))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically and create its folder if necessary. Raise ChromaboxError on failure."""
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a text file atomically and create its folder if necessary. Raise ChromaboxError on failure.
+
+    ``errors`` is the treatment of bytes of file names that are not text, as in ``str.encode``.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            temporary.write_text(text, encoding="utf-8", errors=errors)
     except OSError as error:
         raise ChromaboxError(f"{path}: cannot be written ({error.strerror}); use a writable folder") from error

@@ -92,6 +92,9 @@ class Yolo:
 
 Layer = Convolution | MaxPool | Upsample | Route | Shortcut | Yolo
 
+#: Maximum product of the strides of consecutive layers. Larger inputs than 65,536 pixels are not possible in practice.
+MAX_STRIDE = 1 << 16
+
 #: Layer types by their names in checkpoints.
 LAYER_TYPES: dict[str, type[Layer]] = {layer_type.__name__: layer_type for layer_type in get_args(Layer)}
 
@@ -160,11 +163,11 @@ class Architecture:
     @cached_property
     def shapes(self) -> dict[int, FeatureShape]:
         """Output shape of each layer, by layer index; index −1 is the image."""
-        shapes = {-1: FeatureShape(self.channels, 1)}
+        shapes, heads = {-1: FeatureShape(self.channels, 1)}, set(self.head_indices)
         for index, layer in enumerate(self.layers):
-            sources, valid = self.sources(index), set(range(-1, index)) - set(self.head_indices)
+            sources = self.sources(index)
             try:
-                if not sources or not valid.issuperset(sources):
+                if not sources or not all(-1 <= source < index and source not in heads for source in sources):
                     raise ValueError(
                         f"its inputs are layers {sources}; expected earlier layers that are not yolo layers"
                     )
@@ -211,9 +214,9 @@ def _output_shape(layer: Layer, inputs: list[FeatureShape]) -> FeatureShape:
                     f"expected a common divisor of the numbers of input channels ({channels}) and filters ({filters})"
                 )
                 raise ValueError(f"groups is {groups}; {expected}")
-            return FeatureShape(filters, stride * layer.stride)
+            return FeatureShape(filters, _total_stride(stride, layer))
         case MaxPool():
-            return FeatureShape(channels, stride * layer.stride)
+            return FeatureShape(channels, _total_stride(stride, layer))
         case Upsample():
             if stride % layer.stride:
                 raise ValueError(
@@ -238,6 +241,12 @@ def _output_shape(layer: Layer, inputs: list[FeatureShape]) -> FeatureShape:
             if not all(0 <= anchor < len(anchors) for anchor in mask):
                 raise ValueError(f"mask is {mask}; expected anchor indices, at least 0 and below {len(anchors)}")
             return inputs[0]
+
+
+def _total_stride(stride: int, layer: Convolution | MaxPool) -> int:
+    if stride * layer.stride > MAX_STRIDE:
+        raise ValueError(f"the product of all strides is {stride * layer.stride}; expected at most {MAX_STRIDE}")
+    return stride * layer.stride
 
 
 #: Anchor widths and heights in pixels: clusters of the boxes of COCO (Redmon and Farhadi 2018, section 2.3).

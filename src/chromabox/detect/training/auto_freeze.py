@@ -24,8 +24,8 @@ from chromabox.detect.training.finetune import FinetuneJob
 from chromabox.detect.training.freeze import layer_flops, num_backbone_layers
 from chromabox.detect.training.setup import InitialState
 from chromabox.engine.autotune import RuntimeConfig, resolve_device
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.trainer import TrainingInterrupted, fit
 
 log = logging.getLogger(__name__)

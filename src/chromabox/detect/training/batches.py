@@ -6,7 +6,6 @@ of the boxes [boxes, 6] contains the index of the image in the batch, the class,
 fractions of the input size.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from chromabox.detect.training.feature_cache import FeatureCache, fill_cache, to
 from chromabox.engine.checkpoint import write_json
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.atomic import parse_json
 from chromabox.runtime.parallel import map_ordered
 
 Item = TypeVar("Item")
@@ -68,7 +68,7 @@ class DataSplits:
         """
         samples = {str(sample.path): sample for sample in data.samples}
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_text(encoding="utf-8"))
             parts: dict[str, Any] = {}
             for name in ("train", "early_stopping", "val"):
                 images = values[name]

@@ -53,8 +53,8 @@ from chromabox.detect.training.setup import (
 from chromabox.detect.training.validator import Validator
 from chromabox.detect.weights.load import Detector, detector_metadata, load_detector, save_detector
 from chromabox.engine.autotune import RuntimeConfig
+from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir, peak_memory_bytes
-from chromabox.engine.runtime_options import RuntimeOptions
 from chromabox.engine.train import EpochCallback, Forward, run_training
 from chromabox.engine.trainer import TrainSchedule, TrainTask, make_schedule
 

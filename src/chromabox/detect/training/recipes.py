@@ -7,7 +7,7 @@ learning rates, which preserve a trained model, and also freezes BatchNorm stati
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from chromabox.engine.optim_config import OptimConfig
+from chromabox.engine.options import OptimConfig
 from chromabox.errors import UsageError
 
 FinetuneRecipeName = Literal["course", "default"]

@@ -39,6 +39,7 @@ from chromabox.detect.weights.sanity_check import sanity_check
 from chromabox.engine.export import MAX_DIFFERENCE, OPSET, require_onnx_suffix, save_verified, to_onnx
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.http import Progress
+from chromabox.io.paths import check_outputs
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def convert_weights(
     variant: str | None = None,
     classes: Sequence[str] | None = None,
     run_sanity_check: bool = True,
+    overwrite: bool = True,
     progress: Progress | None = None,
 ) -> Path:
     """Load pretrained weights or a weight file, run the sanity check, and write the weights.
@@ -68,6 +70,7 @@ def convert_weights(
         classes: class names.
         run_sanity_check: whether to run the detector on a reference image before the file is written. The check is
             skipped if the detector does not have the classes of the image.
+        overwrite: replace existing output files.
         progress: callback for the progress of a download.
 
     Returns:
@@ -80,8 +83,10 @@ def convert_weights(
         output = Path(weights).with_suffix(".safetensors")
     if output is not None and output.suffix not in (".safetensors", ".weights"):
         raise UsageError(f"{output}: unsupported suffix; expected .safetensors (Chromabox) or .weights (Darknet)")
-    if output is not None and output.exists() and Path(weights).exists() and output.samefile(weights):
-        raise UsageError(f"{output}: the output is the same file as the input; use another path with -o")
+    if output is not None:
+        written = [output, output.with_suffix(".cfg")] if output.suffix == ".weights" else [output]
+        sources = [Path(path) for path in (weights, architecture) if path is not None]
+        check_outputs(written, sources, overwrite=overwrite)
     stored_variant = None if variant is None else get_variant(variant)
     detector = load_detector(
         weights, architecture=architecture, variant=stored_variant, classes=classes, progress=progress

@@ -21,8 +21,10 @@ from chromabox.detect.models.architecture import (
     Yolo,
 )
 from chromabox.errors import ChromaboxError
-from chromabox.io.atomic import atomic_write
+from chromabox.io.atomic import atomic_write, read_bytes
 
+#: Maximum size of a file. The largest configuration published with Darknet has less than 50 kB.
+MAX_CFG_BYTES = 1 << 18
 #: Options of a [yolo] section that are used only in training or by other programs.
 YOLO_TRAINING_KEYS = {"jitter", "ignore_thresh", "truth_thresh", "random", "num", "max"}
 
@@ -74,7 +76,11 @@ def read_cfg(path: Path) -> Architecture:
             if section.name != "yolo" or key not in YOLO_TRAINING_KEYS:
                 raise section.error(f"unknown option {key!r}; remove it if it does not change the model", line)
     size = max(head.pop("width", 416), head.pop("height", 416))
-    return Architecture(path.stem, tuple(layers), head.pop("channels", 3), size)
+    channels = head.pop("channels", 3)
+    try:
+        return Architecture(path.stem, tuple(layers), channels, size)
+    except ChromaboxError as error:
+        raise ChromaboxError(f"{path}: {error}") from None
 
 
 def write_cfg(architecture: Architecture, path: Path) -> None:
@@ -90,10 +96,10 @@ def write_cfg(architecture: Architecture, path: Path) -> None:
 
 def _parse_sections(path: Path) -> list[CfgSection]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ChromaboxError(f"{path}: cannot be read ({reason}); expected a Darknet configuration file") from error
+        lines = read_bytes(path, "a Darknet configuration file", MAX_CFG_BYTES).decode().splitlines()
+    except UnicodeDecodeError as error:
+        message = f"{path}: cannot be read (not UTF-8 text); expected a Darknet configuration file"
+        raise ChromaboxError(message) from error
     sections: list[CfgSection] = []
     for number, line in enumerate(lines, 1):
         text = line.split("#")[0].split(";")[0].strip()

@@ -6,7 +6,6 @@ variant and class names. For Darknet's files and ONNX files of plain convolution
 ``.cfg`` file or recognised by the number of values.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -39,8 +38,7 @@ from chromabox.detect.weights.onnx_model import (
 )
 from chromabox.detect.weights.ultralytics import read_ultralytics
 from chromabox.engine.checkpoint import load_checkpoint, read_metadata, save_checkpoint
-from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.darknet_weights import (
+from chromabox.engine.darknet_weights import (
     DarknetWeights,
     load_yolov3_tiny,
     pack_layers,
@@ -49,6 +47,8 @@ from chromabox.io.darknet_weights import (
     read_onnx_metadata,
     write_darknet_weights,
 )
+from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.atomic import parse_json
 from chromabox.io.http import Progress
 
 #: Architectures by name, as functions of the number of classes and the variant of the weights.
@@ -244,7 +244,7 @@ def _load_file(path: Path, architecture: Architecture | str | Path | None, varia
         raise UsageError(f"{path}: the file defines the architecture; omit --architecture")
     if is_exported:
         try:
-            stored = json.loads(metadata["detector"])
+            stored = parse_json(metadata["detector"])
         except (KeyError, ValueError) as error:
             raise ChromaboxError(f"{path}: the metadata is damaged ({error!r}); export the detector again") from error
         return _from_metadata(path, stored, variant, lambda model: _load_onnx(path, lambda _: model))
@@ -288,10 +288,12 @@ def _from_metadata(
         model = DarknetModel.uninitialised(architecture_from_json(metadata["architecture"]), stored)
         load_weights(model)
         classes, size = tuple(str(name) for name in metadata["classes"]), int(metadata["size"])
-        _check_classes(classes, model.architecture)
+        num_classes = model.architecture.num_classes
+        if len(classes) != num_classes or len(set(classes)) != num_classes:
+            raise ValueError(f"repeated or {len(classes)} class names; expected {num_classes} different names")
     except UsageError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ChromaboxError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, ChromaboxError) as error:
         reason = " ".join(str(error).split())  # PyTorch reports mismatches on many lines.
         raise ChromaboxError(f"{path}: not a checkpoint of a detector ({reason}); use another file") from error
     return Detector(model.eval(), classes, size, metadata)

@@ -3,7 +3,6 @@
 In an exported file, BatchNorm is fused into the convolutions, and the decoding of boxes is part of the graph.
 """
 
-import json
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -14,9 +13,10 @@ from jaxtyping import Float32
 
 from chromabox.detect.models.architecture import Variant, variant_from_json
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.atomic import parse_json
 from chromabox.io.fetch import cache_folder
 from chromabox.io.images import check_not_url
-from chromabox.runtime.session import one_line, open_session
+from chromabox.runtime.session import one_line, open_session, read_session_metadata
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -116,16 +116,16 @@ def load_onnx_detector(
     """
     content = read_onnx_file(path) if content is None else content
     session = open_session(path, content, [INPUT_NAME], OUTPUT_NAMES, threads=threads, device=device)
-    metadata = session.get_modelmeta().custom_metadata_map
+    metadata = read_session_metadata(session, path)
     try:
         if metadata.get("format") != EXPORT_FORMAT:
             raise ValueError(f"the format is {metadata.get('format')!r}, not {EXPORT_FORMAT!r}")
-        classes, size = tuple(json.loads(metadata["classes"])), int(metadata["size"])
-        variant = variant_from_json(json.loads(metadata["detector"])["kind"])
+        classes, size = tuple(parse_json(metadata["classes"])), int(metadata["size"])
+        variant = variant_from_json(parse_json(metadata["detector"])["kind"])
         num_scores = session.get_outputs()[1].shape[-1]
         if num_scores != len(classes):
             raise ValueError(f"the number of scores per box is {num_scores}, not {len(classes)}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         problem = f"not a detector exported by Chromabox ({one_line(error)})"
         raise ChromaboxError(f"{path}: {problem}; export the detector with chromabox export") from error
     return OnnxDetector(session, path, classes, size, variant)

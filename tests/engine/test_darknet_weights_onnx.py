@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from chromabox.engine.darknet_weights import BN_EPSILON, pack_layers, read_onnx_convolutions, read_onnx_metadata
 from chromabox.errors import ChromaboxError
-from chromabox.io.darknet_weights import BN_EPSILON, pack_layers, read_onnx_convolutions, read_onnx_metadata
 
 onnx = pytest.importorskip("onnx", reason="the onnx package writes the files of these tests")
 
@@ -132,6 +132,6 @@ def test_weights_in_another_file_and_large_files_are_rejected(tmp_path: Path, mo
         ChromaboxError, match=r"a\.onnx: the file is not an ONNX model of .*the weights are stored in another file"
     ):
         read_onnx_convolutions(tmp_path / "a.onnx")
-    monkeypatch.setattr("chromabox.io.darknet_weights.MAX_ONNX_BYTES", 100)
+    monkeypatch.setattr("chromabox.engine.darknet_weights.MAX_ONNX_BYTES", 100)
     with pytest.raises(ChromaboxError, match=r"a\.onnx: has .*; expected an ONNX file of at most 100 bytes"):
         read_onnx_metadata(tmp_path / "a.onnx")

@@ -6,16 +6,18 @@ frame in degrees.
 
 import errno
 import os
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.video import TranscodeResult, VideoInfo, iter_frames, probe_video, transcode
-from video_fixtures import TIME_BASE, decode_frames, make_frame, make_video, mux_sine, read_packets
+from chromabox.io.video import Resumption, TranscodeResult, VideoInfo, iter_frames, probe_video, transcode
+from video_fixtures import TIME_BASE, decode_frames, make_frame, make_video, mux_sine, read_packets, to_video_frame
 
 # Kr and Kb of the matrices (ITU-R BT.709-6, BT.601-7), by number in ITU-T H.273.
 LUMA = {1: (0.2126, 0.0722), 6: (0.299, 0.114)}
@@ -26,13 +28,14 @@ def transcode_unchanged(source: Path, target: Path, **options: float) -> Transco
 
 
 def rgb_by_formula(frame: av.VideoFrame) -> np.ndarray:
-    """Return RGB of a limited-range 4:2:0 frame by the formulas of its matrix, with nearest-neighbour chroma."""
+    """Return RGB of a 4:2:0 frame by the formulas of its matrix and range, with nearest-neighbour chroma."""
     red, blue = LUMA[frame.colorspace]
+    black, luma_range, chroma_range = (0, 255, 255) if frame.color_range == 2 else (16, 219, 224)
     planes = frame.to_ndarray().astype(np.float64)
     height = frame.height
-    luma = (planes[:height] - 16) / 219
+    luma = (planes[:height] - black) / luma_range
     cb, cr = (part.reshape(height // 2, -1).repeat(2, 0).repeat(2, 1) for part in np.split(planes[height:], 2))
-    b, r = ((c - 128) / 224 * 2 * (1 - k) for c, k in ((cb, blue), (cr, red)))
+    b, r = ((c - 128) / chroma_range * 2 * (1 - k) for c, k in ((cb, blue), (cr, red)))
     green = luma - (red * r + blue * b) / (1 - red - blue)
     return 255 * np.stack([luma + r, green, luma + b], axis=-1)
 
@@ -83,7 +86,9 @@ def test_subtitles_and_chapters_are_preserved(tmp_path: Path) -> None:
 
 def test_unsupported_subtitles_are_rejected(tmp_path: Path) -> None:
     video = video_with_subtitles(tmp_path / "in.mkv")
-    with pytest.raises(UsageError, match=r"the format does not support the subtitle stream of "):
+    with pytest.raises(
+        UsageError, match=r"the format does not support the subtitle stream 1 of .*in.mkv \(srt\); use the suffix .mkv$"
+    ):
         transcode_unchanged(video, tmp_path / "out.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
 
@@ -153,7 +158,7 @@ def test_colours_use_the_matrix_and_range_in_the_file(tmp_path: Path, matrix: in
     np.testing.assert_allclose(frame, flat, atol=3)
     transcode_unchanged(video, tmp_path / "out.mp4")
     [written] = decode_frames(tmp_path / "out.mp4")
-    assert (written.colorspace, written.color_range) == (6, 1)  # 48 lines are below HD
+    assert (written.colorspace, written.color_range) == (matrix, colour_range)
     np.testing.assert_allclose(rgb_by_formula(written), flat, atol=4)
 
 
@@ -203,8 +208,8 @@ def audio_only(path: Path) -> None:
 
 
 INVALID_VIDEOS = {
-    "noise": (lambda path: path.write_bytes(bytes(range(256)) * 20), "is not an MP4, MOV or Matroska video"),
-    "playlist": (lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nother.mp4\n"), "is not an MP4"),
+    "noise": (lambda path: path.write_bytes(bytes(range(256)) * 20), "is not a video, or is truncated"),
+    "playlist": (lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nother.mp4\n"), "is not a video"),
     "empty": (lambda path: path.touch(), "is empty"),
     "missing": (lambda path: None, "does not exist"),
     "folder": (lambda path: path.mkdir(), "is a folder"),
@@ -223,15 +228,14 @@ def test_invalid_videos_raise_a_one_line_error(tmp_path: Path, name: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["in.avi", "in", "in.jpg"])
-def test_unknown_suffixes_are_rejected(tmp_path: Path, name: str) -> None:
-    make_video(tmp_path / "in.mp4")
-    (tmp_path / "in.mp4").rename(tmp_path / "copy.mp4")
-    (tmp_path / name).write_bytes((tmp_path / "copy.mp4").read_bytes())
-    with pytest.raises(UsageError, match=r"expected \.mkv, \.mov, \.mp4"):
-        probe_video(tmp_path / name)
-    with pytest.raises(UsageError, match=r"expected \.mkv, \.mov, \.mp4"):
-        transcode_unchanged(tmp_path / "copy.mp4", tmp_path / f"other-{name}")
+@pytest.mark.parametrize("name", ["out.avi", "out", "out.jpg", "out.webm"])
+def test_targets_that_cannot_be_written_are_rejected(tmp_path: Path, name: str) -> None:
+    video = make_video(tmp_path / "in.mp4")
+    with pytest.raises(UsageError, match=r"unsupported video suffix; expected \.m4v, \.mkv, \.mov, \.mp4"):
+        transcode_unchanged(video, tmp_path / name)
+    (tmp_path / "out.mp4").mkdir()
+    with pytest.raises(UsageError, match=r"out.mp4: is a folder"):
+        transcode_unchanged(video, tmp_path / "out.mp4")
 
 
 def test_source_is_not_overwritten(tmp_path: Path) -> None:
@@ -310,7 +314,7 @@ def test_skipped_streams_are_returned(tmp_path: Path) -> None:
                         packet.is_keyframe,
                     )
                     sink.mux(packet_copy)
-    assert transcode_unchanged(tmp_path / "two.mp4", tmp_path / "out.mp4").skipped_streams == ("video stream 1",)
+    assert transcode_unchanged(tmp_path / "two.mp4", tmp_path / "out.mp4").skipped_streams == ("video stream 1 (h264)",)
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert [stream.type for stream in container.streams] == ["video"]
 
@@ -340,3 +344,111 @@ def test_duration_of_the_last_frame_is_preserved(tmp_path: Path) -> None:
     video = make_video(tmp_path / "in.mp4")
     transcode_unchanged(video, tmp_path / "out.mp4")
     assert probe_video(tmp_path / "out.mp4").seconds == probe_video(video).seconds == 0.2
+
+
+class Counter:
+    """Transformation with a state: the number of transformed frames. Stops before a frame if told to."""
+
+    def __init__(self, stop_before: int | None = None) -> None:
+        self.count, self.calls, self.restored, self.stop_before = 0, 0, None, stop_before
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        if self.count == self.stop_before:
+            raise KeyboardInterrupt
+        self.count, self.calls = self.count + 1, self.calls + 1
+        return np.where(np.arange(64)[None, :, None] < self.count, 255, frame).astype(np.uint8)
+
+    def resumption(self, key: str = "ab12") -> Resumption:
+        return Resumption(key, lambda: {"count": np.array(self.count)}, self.restore)
+
+    def restore(self, state: Mapping[str, np.ndarray], num_frames: int) -> None:
+        self.count, self.restored = int(state["count"]), num_frames
+
+
+def test_interrupted_video_is_resumed_after_the_last_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chromabox.io.video.transcoding.SEGMENT_FRAMES", 4)
+    video = make_video(tmp_path / "in.mp4", [make_frame(shift=index) for index in range(14)], with_audio=True)
+    info = probe_video(video)
+    transcode(info, tmp_path / "undisturbed.mp4", Counter())
+    target = tmp_path / "out.mp4"
+    for stop_before, restored in ((2, None), (9, None), (13, 8)):
+        counter = Counter(stop_before)
+        with pytest.raises(KeyboardInterrupt):
+            transcode(info, target, counter, resumption=counter.resumption())
+        assert counter.restored == restored
+    # A damaged segment and everything after it are made again.
+    [folder] = tmp_path.glob(".*")
+    (folder / "000001.npz").write_bytes(b"damaged")
+    counter = Counter()
+    transcode(info, target, counter, resumption=counter.resumption())
+    assert (counter.restored, counter.calls) == (4, 10)
+    for kind in ("video", "audio"):
+        assert read_packets(target, kind) == read_packets(tmp_path / "undisturbed.mp4", kind)
+    written, expected = decode_frames(target), decode_frames(tmp_path / "undisturbed.mp4")
+    assert [frame.pts for frame in written] == [frame.pts for frame in expected]
+    assert len(written) == 14
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4", "undisturbed.mp4"]
+
+
+def test_other_settings_do_not_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chromabox.io.video.transcoding.SEGMENT_FRAMES", 2)
+    info = probe_video(make_video(tmp_path / "in.mp4"))
+    first, second = Counter(stop_before=4), Counter()
+    with pytest.raises(KeyboardInterrupt):
+        transcode(info, tmp_path / "out.mp4", first, resumption=first.resumption("aa"))
+    transcode(info, tmp_path / "out.mp4", second, resumption=second.resumption("bb"))
+    assert (second.restored, second.calls) == (None, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+
+
+def test_segments_of_variable_frame_rate_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chromabox.io.video.transcoding.SEGMENT_FRAMES", 4)
+    timestamps = [0, *np.cumsum(np.random.default_rng(0).integers(100, 5000, 18)).tolist()]
+    frames = [make_frame(shift=index) for index in range(19)]
+    video = make_video(tmp_path / "in.mov", frames, timestamps=timestamps)
+    transcode_unchanged(video, tmp_path / "out.mov")
+    assert [frame.pts * frame.time_base for frame in decode_frames(tmp_path / "out.mov")] == [
+        frame.pts * frame.time_base for frame in decode_frames(video)
+    ]
+
+
+def test_too_little_space_is_reported_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = probe_video(make_video(tmp_path / "in.mp4"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    counter = Counter()
+    with pytest.raises(ChromaboxError, match=r"has 0.0 MB of free space: expected at least [.0-9]+ MB for out.mp4"):
+        transcode(info, tmp_path / "out.mp4", counter)
+    assert counter.calls == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+
+
+def test_several_audio_tracks_are_preserved(tmp_path: Path) -> None:
+    with av.open(str(make_video(tmp_path / "plain.mkv"))) as source, av.open(str(tmp_path / "in.mkv"), "w") as sink:
+        video = sink.add_stream_from_template(source.streams.video[0])
+        tracks = [sink.add_stream("aac", rate=48_000) for _ in range(2)]
+        for track, language in zip(tracks, ("fra", "deu"), strict=True):
+            track.metadata["language"] = language
+        for track in tracks:
+            mux_sine(sink, track)
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                sink.mux(packet)
+    assert transcode_unchanged(tmp_path / "in.mkv", tmp_path / "out.mp4").audio_streams == 2
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert [stream.metadata["language"] for stream in container.streams.audio] == ["fra", "deu"]
+
+
+def test_audio_that_no_format_supports_is_rejected_before_the_work(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "in.wmv"), "w") as sink:
+        audio = sink.add_stream("wmav2", rate=48_000, layout="stereo")
+        audio.bit_rate = 128_000
+        video = sink.add_stream("wmv2", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        mux_sine(sink, audio)
+        sink.mux(video.encode(to_video_frame(make_frame(), "yuv420p")))
+        sink.mux(video.encode(None))
+    counter = Counter()
+    with pytest.raises(UsageError, match=r"the audio stream 0 of .*in.wmv \(wmav2\); convert the audio to AAC first"):
+        transcode(probe_video(tmp_path / "in.wmv"), tmp_path / "out.mkv", counter)
+    assert counter.calls == 0

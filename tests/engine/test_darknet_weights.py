@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chromabox.errors import ChromaboxError
-from chromabox.io.darknet_weights import (
+from chromabox.engine.darknet_weights import (
     YOLOV3_TINY,
     DarknetWeights,
     download_yolov3_tiny,
@@ -16,6 +15,7 @@ from chromabox.io.darknet_weights import (
     unpack_layers,
     write_darknet_weights,
 )
+from chromabox.errors import ChromaboxError
 from chromabox.io.http import PinnedFile
 
 VALUES = [0.5, -1.25, 3e-8, 7.0]
@@ -95,7 +95,7 @@ def test_different_file_in_a_mirror_is_rejected(tmp_path: Path, monkeypatch: pyt
     write(tmp_path / YOLOV3_TINY.name, (0, 2, 0), struct.pack("<q", 0), VALUES)
     monkeypatch.setenv("CHROMABOX_MIRROR", str(tmp_path))
     monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("chromabox.io.darknet_weights.YOLOV3_TINY_SOURCES", ())
+    monkeypatch.setattr("chromabox.engine.darknet_weights.YOLOV3_TINY_SOURCES", ())
     with pytest.raises(ChromaboxError, match=YOLOV3_TINY.name):
         download_yolov3_tiny()
     assert not (tmp_path / "cache" / YOLOV3_TINY.name).exists()
@@ -120,13 +120,13 @@ def test_onnx_copy_is_the_fallback_and_both_failures_are_reported(
 ) -> None:
     monkeypatch.setenv("CHROMABOX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CHROMABOX_MIRROR", raising=False)
-    monkeypatch.setattr("chromabox.io.darknet_weights.YOLOV3_TINY_SOURCES", ())
-    monkeypatch.setattr("chromabox.io.darknet_weights.YOLOV3_TINY_ONNX_SOURCES", ())
+    monkeypatch.setattr("chromabox.engine.darknet_weights.YOLOV3_TINY_SOURCES", ())
+    monkeypatch.setattr("chromabox.engine.darknet_weights.YOLOV3_TINY_ONNX_SOURCES", ())
     with pytest.raises(ChromaboxError, match=r"cannot fetch yolov3-tiny\.weights: .*; the ONNX copy is not available"):
         load_yolov3_tiny()
     layer = {"kernel": np.ones((1, 3, 1, 1), np.float32), "bias": np.full(1, 2, np.float32)}
-    monkeypatch.setattr("chromabox.io.darknet_weights.download_yolov3_tiny_onnx", lambda progress: tmp_path)
-    monkeypatch.setattr("chromabox.io.darknet_weights.read_onnx_convolutions", lambda path: [layer])
+    monkeypatch.setattr("chromabox.engine.darknet_weights.download_yolov3_tiny_onnx", lambda progress: tmp_path)
+    monkeypatch.setattr("chromabox.engine.darknet_weights.read_onnx_convolutions", lambda path: [layer])
     file, origin = load_yolov3_tiny()
     assert origin.name == "tiny-yolov3-11.onnx"
     assert isinstance(file, DarknetWeights)

@@ -63,6 +63,19 @@ class ChromaDistribution:
         """Return a* and b* of the annealed mean at every position."""
         return np.tensordot(self.anneal(temperature), self.centres, axes=(0, 0))
 
+    def decode(
+        self, temperature: float, gain: float = 1.0, full_confidence: float = 0.0
+    ) -> Float32[np.ndarray, "height width 2"]:
+        """Return the annealed mean times ``gain``, faded to grey where the confidence is below ``full_confidence``.
+
+        At confidence c, the factor for the fading is min(1, c / ``full_confidence``). An error costs less if the colour
+        is pale.
+        """
+        chroma = self.chroma(temperature)
+        if full_confidence > 0:
+            chroma = chroma * np.minimum(self.confidence(chroma) / np.float32(full_confidence), 1)[..., None]
+        return chroma * np.float32(gain)
+
     def confidence(self, chroma: Float[np.ndarray, "height width 2"]) -> ScalarMap:
         """Return the probability (0 to 1) that the true chroma is within ``SAME_COLOUR_RADIUS`` of ``chroma``."""
         a, b = (self.centres[:, axis, None, None] - chroma[..., axis] for axis in (0, 1))

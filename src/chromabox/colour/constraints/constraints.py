@@ -10,7 +10,7 @@ Precedence: hints override all other constraints, except that they take the near
 palette. The minimum confidence overrides bans and the palette. Replacements override bans.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -237,6 +237,8 @@ def apply_constraints(
     temperature: float,
     image_size: tuple[int, int],
     *,
+    gain: float = 1.0,
+    full_confidence: float = 0.0,
     guide: Float32[np.ndarray, "guide_height guide_width"] | None = None,
 ) -> ColourPrediction:
     """Apply constraints to a predicted distribution and decode its chroma.
@@ -247,6 +249,8 @@ def apply_constraints(
         temperature: temperature of the annealed mean (``ChromaDistribution.anneal``). It has no effect with a
             palette, because the most likely colour is selected.
         image_size: height and width of the full-size image.
+        gain: factor of the decoded chroma. Like ``full_confidence``, it has no effect with a palette.
+        full_confidence: confidence below which the decoded chroma is reduced (``ChromaDistribution.decode``).
         guide: L* (0 to 100) of the image, at any resolution higher than that of the distribution. The propagation of
             hints stops at edges in the guide. By default, the lightness of the distribution is the guide.
 
@@ -265,7 +269,8 @@ def apply_constraints(
     if constraints.classes is not None:
         prediction = _select_classes(distribution, constraints.classes, image_size, hints, spread)
     else:
-        prediction = _constrain_bins(distribution, constraints, temperature, image_size, spread)
+        decode = partial(ChromaDistribution.decode, temperature=temperature, gain=gain, full_confidence=full_confidence)
+        prediction = _constrain_bins(distribution, constraints, decode, image_size, spread)
     first_rule, confidence, min_confidence = prediction.chroma_hook, prediction.confidence, constraints.min_confidence
     label_chroma = np.zeros((1, 2), np.float32)  # Label 0: not painted.
     if hints is not None and spread is not None:
@@ -333,11 +338,11 @@ def _select_classes(
 def _constrain_bins(
     distribution: ChromaDistribution,
     constraints: ColourConstraints,
-    temperature: float,
+    decode: Callable[[ChromaDistribution], Float32[np.ndarray, "height width 2"]],
     image_size: tuple[int, int],
     spread: SpreadHints | None,
 ) -> ColourPrediction:
-    """Decode the bins that are not banned with the annealed mean, and move the chroma out of the exclusion zones."""
+    """Decode the bins that are not banned, and move the chroma out of the exclusion zones."""
     zones, (banned, old, new) = constraints.zones, constraints.chroma_points
     centres = distribution.centres.astype(np.float64)
     to_banned, to_old = (np.sqrt(((centres[:, None] - colours) ** 2).sum(-1)) for colours in (banned, old))
@@ -354,7 +359,7 @@ def _constrain_bins(
         scores = np.maximum(distribution.log_probabilities, np.float32(-1e4))
         scores[is_banned] = -np.inf
         remaining = replace(replaced, log_probabilities=log_softmax(scores, 0))
-    chroma = zones.push_out(remaining.chroma(temperature))
+    chroma = zones.push_out(decode(remaining))
     confidence = replaced.confidence(chroma)
     exempt = None
     if spread is not None:

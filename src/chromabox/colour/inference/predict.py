@@ -36,12 +36,19 @@ class Style:
 
     temperature: float
     """Temperature of the annealed mean, 0 to 1."""
-    rebalancing_strength: float
+    gain: float
+    """Factor of a* and b*."""
+    full_confidence: float = 0.0
+    """Confidence below which a* and b* are reduced in proportion to the confidence."""
+    rebalancing_strength: float = 0.0
     """Strength of the weights that favour rare colours."""
 
 
 #: The values were chosen on validation photographs. docs/log.md contains the results.
-STYLES: dict[StyleName, Style] = {"natural": Style(0.5, 0.15), "vivid": Style(0.38, 0.85)}
+STYLES: dict[StyleName, Style] = {
+    "natural": Style(temperature=0.25, gain=0.85, full_confidence=0.7),
+    "vivid": Style(temperature=0.4, gain=1.45),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +93,21 @@ def predict_chroma(
 def predict_colours(pixels: Pixels, model: ColourModel, options: ColouriseOptions) -> ColourPrediction:
     """Return the small chroma map of an image, with the predicted distribution and the rules of the constraints."""
     plane, distribution = _predict(pixels, model)
-    strength = STYLES[options.style].rebalancing_strength
-    if strength and isinstance(model.output, ChromaBins):
-        distribution = distribution.reweight(model.output.rebalancing_weights(strength))
+    style = STYLES[options.style]
+    if style.rebalancing_strength and isinstance(model.output, ChromaBins):
+        distribution = distribution.reweight(model.output.rebalancing_weights(style.rebalancing_strength))
     size, constraints = (pixels.shape[0], pixels.shape[1]), options.constraints
     if options.hints is not None:
         constraints = replace(constraints, hints=read_hints(options.hints, size))
-    return apply_constraints(distribution, constraints, options.effective_temperature, size, guide=plane)
+    return apply_constraints(
+        distribution,
+        constraints,
+        options.effective_temperature,
+        size,
+        gain=style.gain,
+        full_confidence=style.full_confidence,
+        guide=plane,
+    )
 
 
 def predict_distribution(pixels: Pixels, model: ColourModel) -> ChromaDistribution:

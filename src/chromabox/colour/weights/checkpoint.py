@@ -96,7 +96,11 @@ def load_palette_model(path: Path | None = None) -> PaletteModel:
 
 
 def _load_bundled() -> PhotoModel:
-    """Return the bundled photo model. Its ONNX file stores all weights under their names, some of them in float16."""
+    """Return the bundled photo model.
+
+    Its ONNX file stores a weight under its name, in float16 (``_half``), or as integers with one scale per output
+    channel (``_int8`` and ``_scale``).
+    """
     import onnx
 
     model = load_onnx_model(BUNDLED_MODEL)
@@ -105,7 +109,10 @@ def _load_bundled() -> PhotoModel:
     with torch.no_grad():
         for name, value in network.state_dict().items():
             if not name.endswith("num_batches_tracked"):
-                values = tensors[name] if name in tensors else tensors[f"{name}_half"]
+                if f"{name}_int8" in tensors:
+                    values = tensors[f"{name}_int8"] * tensors[f"{name}_scale"]
+                else:
+                    values = tensors[name if name in tensors else f"{name}_half"]
                 value.copy_(torch.from_numpy(values.astype(np.float32)))
     assert isinstance(model.output, ChromaBins)
     return PhotoModel(network.eval(), model.output, model.metadata)

@@ -2,8 +2,8 @@
 
     python scripts/ship_photo_net.py runs/photo --data SHARDS [--note TEXT]
 
-The kernels of the convolutions are stored as 8-bit integers with one scale per output channel, and the other weights as
-float16. Inference converts them to float32 when the file is opened. The script evaluates the model before and after
+The kernels of the convolutions are stored as 8-bit integers with one scale per output channel. The kernels of depthwise
+convolutions, which are small and lose more by rounding, and the other weights are stored as float16. Inference converts them to float32 when the file is opened. The script evaluates the model before and after
 this rounding on the validation images. The metadata contains the training settings and the results.
 """
 
@@ -26,7 +26,6 @@ from chromabox.colour.weights.export import compare_outputs, onnx_metadata, to_c
 from chromabox.colour.weights.onnx_model import BUNDLED_MODEL, load_onnx_model
 from chromabox.engine.export import save_verified
 
-
 #: Side length of the images in the evaluation.
 SIZE = 192
 
@@ -38,7 +37,7 @@ def quantise(network: nn.Module) -> Quantised:
     """Round the weights of a model to values that can be stored exactly. Return the integers and scales of kernels."""
     state, quantised = network.state_dict(), {}
     for name, value in state.items():
-        if value.ndim == 4:
+        if value.ndim == 4 and value.shape[1] > 1:
             scale = (value.abs().amax((1, 2, 3), keepdim=True) / 127).clamp(min=1e-12)
             integers = (value / scale).round()
             quantised[name] = integers.to(torch.int8).numpy(), scale.numpy()

@@ -4,7 +4,6 @@ Expected names: the bytes that were written, and Python's escapes (``\xNN``, ``\
 """
 
 import csv
-import io
 import json
 import os
 import subprocess
@@ -15,7 +14,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chromabox.__main__ import main
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.outputs import ImageDetections, write_coco_results, write_csv
 from chromabox.errors import escape_unprintable
@@ -51,21 +49,19 @@ def test_names_are_shown_on_one_line_without_control_characters(name: bytes) -> 
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_names_are_shown_in_any_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+def test_names_are_shown_in_any_encoding(tmp_path: Path, encoding: str) -> None:
     names = list(NAMES)[2:5]
     folder = make_folder(tmp_path, names)
-    out, err = io.TextIOWrapper(io.BytesIO(), encoding), io.TextIOWrapper(io.BytesIO(), encoding)
     (folder / os.fsdecode(b"bad\xff\n.png")).write_bytes(b"")
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(sys, "stderr", err)
-    monkeypatch.setattr(sys, "argv", ["chromabox", "colour", str(folder), "-o", str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as exit_info:
-        main()
-    assert exit_info.value.code == 1
-    shown = out.buffer.getvalue().decode(encoding).splitlines()
+    command = [sys.executable, "-m", "chromabox", "colour", str(folder), "-o", str(tmp_path / "out")]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True, check=False, timeout=120
+    )
+    assert done.returncode == 1
+    shown = done.stdout.decode(encoding).splitlines()
     expected = [f"{tmp_path}/out/{NAMES[name]}".encode(encoding, "backslashreplace").decode(encoding) for name in names]
     assert sorted(line for line in shown if line.startswith("/")) == sorted(expected)
-    assert err.buffer.getvalue().decode(encoding) == (
+    assert done.stderr.decode(encoding) == (
         rf"chromabox: failed: {folder}/bad\xff\n.png is empty: expected an image or a video" + "\n"
     )
     assert {os.fsencode(path.name) for path in (tmp_path / "out").glob("*.png")} == set(names)

@@ -299,6 +299,7 @@ def score(
     /,
     *,
     output: OutputPath = Path("scores"),
+    fid: Annotated[Path | None, option("ONNX")] = None,
     overwrite: bool = False,
 ) -> int:
     """Compare colourised images with their originals.
@@ -312,6 +313,7 @@ def score(
         originals: A colour image, or a folder of images.
         coloured: The colourised image, or a folder with the same file names.
         output: Folder for scores.csv and scores.json.
+        fid: Also compute the FID with the features of this ONNX file, for example InceptionV3.
         overwrite: Replace existing files that Chromabox did not write.
     """
     from chromabox.io.manifest import MANIFEST_NAME, Manifest
@@ -321,7 +323,7 @@ def score(
     tables, manifest = [output / name for name in SCORE_FILES], Manifest(output / MANIFEST_NAME, {})
     check_outputs(tables, [originals, coloured], overwrite=overwrite, manifest=manifest)
 
-    failed = report_scores(originals, coloured, output).failed
+    failed = report_scores(originals, coloured, output, fid_network=fid).failed
     for table in tables:
         manifest.claim(table)
     return 1 if failed else 0

@@ -36,14 +36,18 @@ SUMMARY_LINES = {
 }
 
 
-def report_scores(originals: Path, coloured: Path, folder: Path | None = None) -> ScoreReport:
+def report_scores(
+    originals: Path, coloured: Path, folder: Path | None = None, *, fid_network: Path | None = None
+) -> ScoreReport:
     """Score colourised images and print a table. If ``folder`` is not None, write ``scores.csv`` and ``scores.json``.
+
+    See :func:`~chromabox.colour.evaluation.image_scores.score_folders` for ``fid_network``.
 
     Files that cannot be scored are listed in the attribute ``failed`` of the report and printed to standard error, one
     per line. Raise UsageError for missing paths, and ChromaboxError for folders without images and files that cannot be
     written.
     """
-    report = score_folders(originals, coloured, show_progress=True)
+    report = score_folders(originals, coloured, fid_network=fid_network, show_progress=True)
     print_scores(report, f"{coloured} compared with {originals}")
     if folder is not None:
         for path in write_scores(report, folder):
@@ -57,7 +61,8 @@ def write_scores(report: ScoreReport, folder: Path) -> tuple[Path, Path]:
     """Write ``scores.csv``, with a row for each scored file, and ``scores.json``; create the folder if necessary.
 
     The JSON file has the keys ``mean`` (the mean of each score over the files in which this score is not null),
-    ``summary`` (see :meth:`ScoreReport.summarise`), ``files`` and ``failed`` (objects with ``file`` and ``error``).
+    ``summary`` (see :meth:`ScoreReport.summarise`), ``files``, ``failed`` (objects with ``file`` and ``error``) and, if
+    it was computed, ``fid`` (the fields of ``FrechetScore``).
     Each file has ``original`` and ``coloured`` (paths relative to their folders), ``width`` and ``height`` in pixels,
     and the fields of ``ImageScores``: ``psnr`` and ``psnr_gain`` are in dB, ``delta_e_reduction`` is in percent, and
     the other scores are dimensionless. Numbers are not rounded. Undefined values and the infinite PSNR of identical
@@ -100,3 +105,6 @@ def print_scores(report: ScoreReport, title: str) -> None:
         for name, text in SUMMARY_LINES.items():
             low, high = summary[f"{name}_interval"]  # type: ignore[misc]
             print(f"  {text.format(summary[name])} ({low:.2f} to {high:.2f})")
+    if (frechet := report.frechet) is not None:
+        print(f"FID over {frechet.images} images: {frechet.distance:.2f}")
+        print(f"  features: {frechet.network}, sha256 {frechet.sha256}, {frechet.backend}")

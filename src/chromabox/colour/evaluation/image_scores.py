@@ -16,6 +16,7 @@ from jaxtyping import Float64, UInt8
 
 from chromabox.colour.chroma.lab import luminance_root
 from chromabox.colour.evaluation import metrics
+from chromabox.colour.evaluation.frechet import FeatureNetwork, Features, FrechetScore
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import ImageData, find_images, read_image, to_uint8
@@ -80,11 +81,13 @@ class FileScores:
 class ScoreReport:
     """All scored files in the order of the originals, and the error messages of the files that could not be scored.
 
-    The keys of ``failed`` are paths relative to the input folders. Each message is one line.
+    The keys of ``failed`` are paths relative to the input folders. Each message is one line. ``frechet`` is the
+    Fréchet distance between the colourised images and the originals, or None if it was not computed.
     """
 
     files: list[FileScores]
     failed: dict[Path, str]
+    frechet: FrechetScore | None = None
 
     @property
     def mean(self) -> dict[str, float | None]:
@@ -125,7 +128,8 @@ class ScoreReport:
         """Return the results as JSON values in full precision. An infinite PSNR becomes None."""
         failed = [{"file": file.as_posix(), "error": error} for file, error in self.failed.items()]
         files = [to_row(file) for file in self.files]
-        return {"mean": self.mean, "summary": self.summarise(), "files": files, "failed": failed}
+        result = {"mean": self.mean, "summary": self.summarise(), "files": files, "failed": failed}
+        return result if self.frechet is None else {**result, "fid": asdict(self.frechet)}
 
 
 def _combine(means: Float64[np.ndarray, "*samples 6"]) -> Float64[np.ndarray, "*samples 4"]:
@@ -211,15 +215,20 @@ def compare_lightness(original: ImageData, coloured: ImageData, names: str = "th
     return LightnessChange(total / count, max(peak for cells in regions for _, peak in cells), regions)
 
 
-def score_folders(originals: Path, coloured: Path, *, show_progress: bool = False) -> ScoreReport:
+def score_folders(
+    originals: Path, coloured: Path, *, fid_network: Path | None = None, show_progress: bool = False
+) -> ScoreReport:
     """Compare colourised images with their originals. Each path is an image, or a folder including its subfolders.
 
     A file that cannot be read, that has no counterpart or whose counterpart has another size is listed in ``failed``.
-    The other files are scored. ``show_progress`` shows a progress bar on a terminal. Raise UsageError if a path does
-    not exist, and ChromaboxError if a folder contains no images.
+    The other files are scored. ``fid_network`` is an ONNX file (see ``frechet.FeatureNetwork``) for the Fréchet
+    distance, which is computed for two or more files. ``show_progress`` shows a progress bar on a terminal. Raise
+    UsageError if a path does not exist, and ChromaboxError if a folder contains no images or the ONNX file is invalid.
     """
+    network = None if fid_network is None else FeatureNetwork(fid_network)
     pairs, failed = pair_files(originals, coloured)
     files: list[FileScores] = []
+    features: list[Features] = []
     with progress_bar("scoring", len(pairs), unit="images", show=show_progress) as tick:
         for (original, original_name), (result, result_name) in pairs:
             try:
@@ -232,6 +241,8 @@ def score_folders(originals: Path, coloured: Path, *, show_progress: bool = Fals
                         "after their EXIF orientation was applied: expected images of the same size"
                     )
                 scores = score_image(original_rgb, result_rgb)
+                if network is not None:
+                    features.append(network.extract([original_rgb, result_rgb]))
                 files.append(FileScores(original_name, result_name, width, height, scores))
             except (ChromaboxError, MemoryError) as error:
                 is_memory_error = isinstance(error, MemoryError)
@@ -239,7 +250,10 @@ def score_folders(originals: Path, coloured: Path, *, show_progress: bool = Fals
                     f"{original}: not enough memory; use smaller images" if is_memory_error else str(error)
                 )
             tick()
-    return ScoreReport(files, failed)
+    if network is None or len(features) < 2:
+        return ScoreReport(files, failed)
+    stacked = np.stack(features)
+    return ScoreReport(files, failed, network.score(stacked[:, 0], stacked[:, 1]))
 
 
 def pair_files(originals: Path, coloured: Path) -> tuple[list[tuple[FoundImage, FoundImage]], dict[Path, str]]:

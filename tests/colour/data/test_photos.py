@@ -107,11 +107,24 @@ def test_shard_without_splits_is_split(tmp_path: Path) -> None:
         assert (len(dataset.train), len(dataset.val)) == (20, 1)
 
 
+def test_damaged_images_in_shards_are_replaced_by_the_next(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    squares = [COFFEE[:64, 40 * index : 40 * index + 64] for index in range(2)]
+    files = {"train/a.png": encode(squares[0]), "train/b.jpg": b"no image", "train/c.png": encode(squares[1])}
+    write_shard(tmp_path / "photos.tar", {**files, "train/d.png": encode(squares[0])[:200], "val/e.jpg": b"no image"})
+    photos = load_photos(tmp_path / "photos.tar")
+    for index, square in zip((0, 1, 2, 3, 1), (0, 1, 1, 0, 1), strict=True):
+        np.testing.assert_array_equal(photos.train[index], squares[square])
+    assert [record.getMessage().partition(" (")[0] for record in caplog.records] == [
+        f"{tmp_path}/photos.tar: the image train/{name} is damaged" for name in ("b.jpg", "d.png")
+    ]
+    with pytest.raises(ChromaboxError, match=r"photos\.tar: the image val/e\.jpg is damaged .*, and so are all others"):
+        photos.val[0]
+    with pytest.raises(IndexError):
+        photos.train[4]
+
+
 def test_damaged_shards_are_rejected(tmp_path: Path) -> None:
     shard = tmp_path / "photos.tar"
-    write_shard(shard, {"train/a.jpg": b"no image", "val/b.png": encode(COFFEE[:64, :64])})
-    with pytest.raises(ChromaboxError, match=r"photos\.tar: the image train/a\.jpg is damaged"):
-        load_photos(shard).train[0]
     shard.write_bytes(b"no tar file" * 100)
     with pytest.raises(ChromaboxError, match=r"photos\.tar: not an uncompressed tar file, or damaged"):
         load_photos(shard)

@@ -71,6 +71,7 @@ class StoredPhotos:
 
     def __init__(self, files: Sequence[bytes | Member]) -> None:
         self.files = files
+        self.damaged: set[Member] = set()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -83,16 +84,27 @@ class StoredPhotos:
     @overload
     def __getitem__(self, index: slice) -> "StoredPhotos": ...
     def __getitem__(self, index: int | slice) -> "Photo | StoredPhotos":
-        """Return one image or the images of a slice. Raise ChromaboxError for a file in a shard that is damaged."""
+        """Return one image or the images of a slice.
+
+        If a file in a shard is damaged, log a warning and return the next image instead. Raise ChromaboxError if all
+        files are damaged.
+        """
         if isinstance(index, slice):
             return StoredPhotos(self.files[index])
-        file = self.files[index]
-        if isinstance(file, bytes):
-            return _decode(file)
-        try:
-            return _resize(_decode(file.read()))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ChromaboxError(f"{file.shard}: the image {file.name} is damaged ({error})") from error
+        if not -len(self.files) <= index < len(self.files):
+            raise IndexError(f"index {index} of {len(self.files)} images")
+        for offset in range(len(self.files)):
+            file = self.files[(index + offset) % len(self.files)]
+            if isinstance(file, bytes):
+                return _decode(file)
+            try:
+                return _resize(_decode(file.read()))
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                message = f"{file.shard}: the image {file.name} is damaged ({error})"
+                if file not in self.damaged:
+                    log.warning(f"{message}; the next image is used instead")
+                    self.damaged.add(file)
+        raise ChromaboxError(f"{message}, and so are all others")
 
 
 Photos = StoredPhotos | Sequence[Photo]

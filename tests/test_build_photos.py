@@ -33,6 +33,7 @@ EXPECTED = {
     "b/graphics.png": "flat",
     "b/held.png": "held",
     "b/held_mirrored.png": "held",
+    "b/large_file.jpg": "missing",
 }
 
 
@@ -73,6 +74,7 @@ def make_files() -> tuple[dict[str, bytes], bytes]:
         "b/held.png": encode(held.resize((400, 380))),
         "b/held_mirrored.png": encode(held.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
     }
+    files["b/large_file.jpg"] = files["a/stored.jpg"] + bytes(4 << 20)
     return files, encode(held)
 
 

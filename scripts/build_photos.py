@@ -1,6 +1,6 @@
 """Build the photographs that train the photo model from public git repositories: tar shards, an index and a report.
 
-    python scripts/build_photos.py --mirrors MIRRORS --held scripts/held_photos.txt -o photos/ --clone https://HOST
+    python scripts/build_photos.py --mirrors MIRRORS --held TEST_IMAGES -o photos/ --clone https://HOST
 
 The images are read from bare repositories (MIRRORS/OWNER+NAME). A missing repository is cloned if ``--clone`` is given:
 only the commit in the table of sources, without its history. Photographs in colour are kept and shrunk to a short side
@@ -15,10 +15,10 @@ of at most 256 pixels. The rest is omitted for one of these reasons, which are e
     white     many white pixels, as in cut-outs and diagrams
     black     most pixels are black
     flat      most horizontal neighbours are equal, as in graphics
-    held      similar to an image in the file ``--held`` or to its mirror image
+    held      similar to an image in the folder ``--held`` or to its mirror image
     near      similar to an image that was kept
 
-The result depends only on the table of sources, the file of held-out images and the options. The images of a source are
+The result depends only on the table of sources, the held-out images and the options. The images of a source are
 ordered by folders in turn, and within a folder by a hash. The sources of a tier are mixed evenly, so that each shard is
 a sample of the tier. The SHA-1 of the original file decides whether an image is for training or validation. If the
 program is interrupted, the same command continues: the journal lists all candidates whose result is on disk.
@@ -40,7 +40,7 @@ from functools import cache
 from pathlib import Path
 from typing import TextIO
 
-from photo_selection import Photo, prepare
+from photo_selection import Photo, decode, difference_hashes, prepare
 
 from chromabox.io.atomic import atomic_write
 
@@ -286,14 +286,25 @@ def write_tables(folder: Path, examined: Sequence[Candidate], num_listed: Counte
             temp_path.write_text("".join("\t".join(row) + "\n" for row in table), encoding="utf-8")
 
 
+def read_held_hashes(path: Path) -> list[int]:
+    """Return the difference hashes in a file, or those of the images in a folder. Exit if there are none."""
+    if path.is_dir():
+        images = [decode(file.read_bytes())[0] for file in sorted(path.rglob("*")) if file.is_file()]
+        hashes = [difference_hashes(image)[0] for image in images if image is not None]
+    else:
+        hashes = [int(line, 16) for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    if not hashes:
+        sys.exit(f"{path}: expected a folder of images, or a file with one hexadecimal hash per line")
+    return hashes
+
+
 def build(args: argparse.Namespace) -> None:
     """Build the dataset, or continue an interrupted build."""
     sources = {source.name: source for source in read_sources(args.sources)}
-    held = [int(line, 16) for line in args.held.read_text().splitlines() if line and not line.startswith("#")]
-    if not held:
-        sys.exit(f"{args.held}: contains no hashes; expected one hexadecimal number per line")
-    settings = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (args.sources, args.held)}
-    text = json.dumps({**settings, "shard_mib": args.shard_mib})
+    held = read_held_hashes(args.held)
+    sources_hash = hashlib.sha256(args.sources.read_bytes()).hexdigest()
+    held_hash = hashlib.sha256(repr(held).encode()).hexdigest()
+    text = json.dumps({"sources": sources_hash, "held": held_hash, "shard_mib": args.shard_mib})
     settings_path, journal_path = args.output / "settings.json", args.output / "journal.jsonl"
     args.output.mkdir(parents=True, exist_ok=True)
     if not any(args.output.iterdir()):
@@ -330,7 +341,7 @@ def main() -> None:
     parser.add_argument("--sources", type=Path, default=table, help="table of sources (default: photo_sources.tsv)")
     parser.add_argument("--mirrors", type=Path, required=True, help="folder of bare repositories OWNER+NAME")
     parser.add_argument("--clone", metavar="URL", help="clone a missing repository from URL/OWNER/NAME")
-    parser.add_argument("--held", type=Path, required=True, help="hashes of images that must not be in the dataset")
+    parser.add_argument("--held", type=Path, required=True, help="folder of images that must not be in the dataset")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the shards")
     parser.add_argument("--shard-mib", type=float, default=60, help="maximum size of a shard (default: 60)")
     build(parser.parse_args())

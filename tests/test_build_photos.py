@@ -93,10 +93,10 @@ def reference_hash(image: Image.Image) -> int:
     return int("".join(str(int(bit)) for bit in bits), 2)
 
 
-def run(folder: Path, output: str, *options: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, output: str, *options: str, held: str = "held.txt") -> subprocess.CompletedProcess[str]:
     """Run the script with the sources, mirrors and held-out images in a folder."""
     command = [sys.executable, str(ROOT / "scripts" / "build_photos.py"), "--sources", "sources.tsv"]
-    command += ["--mirrors", "mirrors", "--held", "held.txt", "-o", output, *options]
+    command += ["--mirrors", "mirrors", "--held", held, "-o", output, *options]
     environment = {**os.environ, "PYTHONPATH": str(Path(chromabox.__file__).parents[1])}
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, timeout=60)
 
@@ -162,7 +162,9 @@ def test_photographs_are_selected_and_an_interrupted_build_is_continued(tmp_path
     (tmp_path / "killed" / "journal.jsonl").write_text("\n".join(journal[:2]) + "\n" + journal[2][:30])
     for shard in (tmp_path / "killed").glob("*.tar"):
         shard.write_bytes(shard.read_bytes() + b"more")
-    result = run(tmp_path, "killed")
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "image.png").write_bytes(held)
+    result = run(tmp_path, "killed", held="held")
     assert result.returncode == 0, result.stderr
     for path in (tmp_path / "photos").iterdir():
         assert (tmp_path / "killed" / path.name).read_bytes() == path.read_bytes(), path.name

@@ -3,8 +3,9 @@
     python scripts/ship_photo_net.py runs/photo --data SHARDS [--note TEXT]
 
 The kernels of the convolutions are stored as 8-bit integers with one scale per output channel. The kernels of depthwise
-convolutions, which are small and lose more by rounding, and the other weights are stored as float16. Inference converts them to float32 when the file is opened. The script evaluates the model before and after
-this rounding on the validation images. The metadata contains the training settings and the results.
+convolutions, which are small and lose more by rounding, and the other weights are stored as float16. Inference converts
+them to float32 when the file is opened. The script evaluates the model before and after this rounding on the validation
+images. The metadata contains the training settings and the results.
 """
 
 import argparse

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ColourArgs:
     style: Literal["natural", "vivid"] = "natural"
-    """natural: conservative colours; vivid: rare colours have a larger weight."""
+    """natural: pale where the colours are uncertain; vivid: as colourful as colour photographs."""
     temperature: Annotated[float | None, option("X", "set by the style")] = None
     """0 selects the most likely colour of each pixel. 1 uses the mean of all colours, weighted by probability."""
     palette: Annotated[str | None, option("NAME|PATH", "any colour")] = None

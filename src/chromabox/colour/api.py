@@ -58,7 +58,7 @@ def colourise(
             uint8, uint16, or float in [0, 1], with rounding errors of up to 0.001. The values of an array are sRGB.
             Those of a Pillow image with a colour profile are converted to sRGB. Only the lightness of a colour image is
             used. The orientation of a Pillow image is applied.
-        style: ``"natural"`` for conservative colours, or ``"vivid"``, which up-weights rare colours.
+        style: ``"natural"``, pale where the colours are uncertain, or ``"vivid"``, as colourful as colour photographs.
         temperature: temperature (0 to 1) that overrides the temperature of the style. 0 selects the most likely colour;
             1 selects the mean.
         palette: use only the colours of this palette. It is a ``Palette``, a sequence of 2 to 256 colours, the name of

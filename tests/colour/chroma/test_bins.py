@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
 
 from chromabox.colour.chroma.bins import ChromaBins, fit_bins
@@ -60,31 +59,6 @@ def test_rare_bins_are_omitted() -> None:
 def test_fit_bins_of_images_without_colours_fails(chroma: list[np.ndarray]) -> None:
     with pytest.raises(ChromaboxError, match="use images with several colours"):
         fit_bins(chroma, 10.0)
-
-
-def test_rebalancing_weights_match_paper() -> None:
-    # On a wide grid, the paper's smoothing equals SciPy's Gaussian filter, whose kernel also sums to 1.
-    spacing, radius = 2.5, 12
-    counts = np.zeros((2 * radius + 1, 2 * radius + 1))
-    counts[radius - 3 : radius + 4, radius - 3 : radius + 4] = RNG.random((7, 7)) ** 4 + 1e-3
-    fractions = (counts + 1e-9) / (counts + 1e-9).sum()
-    bins = replace(full_grid(radius, spacing), frequencies=fractions.ravel().astype(np.float32))
-    smooth = gaussian_filter(fractions, 5 / spacing, mode="constant", truncate=8).ravel()
-    weights = 1 / (0.5 * smooth + 0.5 / len(bins))
-    weights /= (weights * smooth).sum()
-    log_weights = bins.rebalancing_weights(1.0)
-    inner = np.abs(bins.centres).max(1) < 15  # at the border the filter loses weight that the paper's kernel preserves
-    assert log_weights.dtype == np.float32
-    np.testing.assert_allclose(log_weights[inner], np.log(weights)[inner], atol=0.02)
-    np.testing.assert_allclose(bins.rebalancing_weights(0.5), log_weights / 2, rtol=1e-6, atol=1e-7)
-    assert not bins.rebalancing_weights(0.0).any()
-
-
-def test_rebalancing_weights_of_rare_bins_are_higher() -> None:
-    frequencies = np.exp(-(GRID.centres**2).sum(1) / 200).astype(np.float32) + 1e-6
-    weights = replace(GRID, frequencies=frequencies).rebalancing_weights(1.0)
-    assert weights.argmin() == np.hypot(*GRID.centres.T).argmin()
-    assert weights[0] > weights[len(GRID) // 2]
 
 
 @pytest.mark.parametrize("radius", [1, 2.5, 4.3])

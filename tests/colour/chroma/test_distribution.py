@@ -1,6 +1,7 @@
 """Tests of chroma distributions; expected values from SciPy's softmax and entropy and from sums over the classes."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,7 +32,13 @@ def make_distribution(scores: np.ndarray, centres: np.ndarray = CENTRES) -> Chro
 
 SCORES = RNG.normal(0, 3, (5, 4, 6))
 DISTRIBUTION = make_distribution(SCORES)
-BAN_SECOND = np.array([0, -math.inf, 0, 0, 0], np.float32)
+
+
+def ban_second(distribution: ChromaDistribution) -> ChromaDistribution:
+    """Return the distribution without the second class."""
+    scores = distribution.log_probabilities.copy()
+    scores[1] = -math.inf
+    return replace(distribution, log_probabilities=log_softmax(scores, 0))
 
 
 @settings(max_examples=100, deadline=None)
@@ -73,7 +80,7 @@ def test_temperature_zero_selects_most_likely_class() -> None:
 @given(st.floats(0, allow_infinity=False), st.booleans(), st.integers(0, 2**16))
 def test_anneal_returns_probabilities_at_any_temperature(temperature: float, ban: bool, seed: int) -> None:
     distribution = make_distribution(np.random.default_rng(seed).normal(0, 20, (5, 2, 2)))
-    distribution = distribution.reweight(BAN_SECOND) if ban else distribution
+    distribution = ban_second(distribution) if ban else distribution
     probabilities = distribution.anneal(temperature)
     assert probabilities.min() >= 0
     np.testing.assert_allclose(probabilities.sum(0), np.ones((2, 2)), rtol=1e-5)
@@ -87,13 +94,14 @@ def test_invalid_temperature_is_rejected(temperature: float) -> None:
         DISTRIBUTION.anneal(temperature)
 
 
-def test_reweight_multiplies_probabilities() -> None:
-    weights = RNG.random(5) + 0.1
-    expected = special.softmax(SCORES, axis=0) * weights[:, None, None]
-    result = DISTRIBUTION.reweight(np.log(weights).astype(np.float32))
-    np.testing.assert_allclose(np.exp(result.log_probabilities), expected / expected.sum(0), rtol=1e-4)
-    unchanged = DISTRIBUTION.reweight(np.zeros(5, np.float32))
-    np.testing.assert_allclose(unchanged.log_probabilities, DISTRIBUTION.log_probabilities, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize(("gain", "full_confidence"), [(1.0, 0.0), (0.8, 0.0), (1.5, 0.6), (1.0, 1.0)])
+def test_decoded_chroma_is_scaled_and_faded_by_its_confidence(gain: float, full_confidence: float) -> None:
+    expected = np.tensordot(special.softmax(SCORES / 0.5, axis=0), CENTRES, (0, 0))
+    if full_confidence:
+        is_similar = np.hypot(*(CENTRES[:, None, None] - expected).transpose(3, 0, 1, 2)) <= SAME_COLOUR_RADIUS
+        confidence = (special.softmax(SCORES, axis=0) * is_similar).sum(0)
+        expected *= np.minimum(confidence / full_confidence, 1)[..., None]
+    np.testing.assert_allclose(DISTRIBUTION.decode(0.5, gain, full_confidence), gain * expected, rtol=1e-4, atol=1e-4)
 
 
 def test_confidence_is_the_probability_of_similar_colours() -> None:
@@ -117,7 +125,7 @@ def test_entropy_matches_scipy() -> None:
 
 def test_entropy_ignores_banned_class() -> None:
     expected = entropy(np.delete(special.softmax(SCORES, axis=0), 1, axis=0), axis=0) / math.log(5)
-    np.testing.assert_allclose(DISTRIBUTION.reweight(BAN_SECOND).entropy(), expected, atol=1e-5)
+    np.testing.assert_allclose(ban_second(DISTRIBUTION).entropy(), expected, atol=1e-5)
 
 
 def test_single_class_is_certain() -> None:

@@ -66,21 +66,6 @@ class ChromaBins:
         distance = ((box[..., None, :] - cells) ** 2).sum(-1)
         return distance.argmin(-1), first
 
-    def rebalancing_weights(self, strength: float) -> Float32[np.ndarray, " bins"]:
-        """Return the logarithms of class weights that up-weight rare colours. All logarithms are 0 for strength 0.
-
-        The weights of Zhang et al. 2016, section 2.2, are w ∝ ((1 − λ)·p̃ + λ/Q)⁻¹ with λ = 1/2. Here, Q is the number
-        of bins, p̃ are their frequencies, smoothed by a Gaussian with σ = 5, and w is scaled so that E[w] = 1. If a
-        model trained without weights predicts p, a model trained with the weighted loss predicts p·w up to a factor.
-        Instead of training with weights, w to the power of ``strength`` can therefore be applied to the predictions p.
-        """
-        centres = self.centres.astype(np.float64)
-        kernel = np.exp(-((centres[:, None] - centres) ** 2).sum(-1) / (2 * 5**2))
-        smooth = (kernel / kernel.sum(0)) @ (self.frequencies / self.frequencies.sum())
-        weights = 1 / (0.5 * smooth + 0.5 / len(self))
-        weights /= weights @ smooth
-        return (strength * np.log(weights)).astype(np.float32)
-
 
 def fit_bins(
     chroma: Iterable[Float32[np.ndarray, "pixels 2"]], spacing: float, *, min_fraction: float = 2e-6

@@ -40,10 +40,6 @@ class ChromaDistribution:
     centres: Float32[np.ndarray, "classes 2"]
     lightness: ScalarMap
 
-    def reweight(self, log_weights: Float32[np.ndarray, " classes"]) -> "ChromaDistribution":
-        """Return the distribution with the classes' probabilities multiplied by ``exp(log_weights)`` and normalised."""
-        return replace(self, log_probabilities=log_softmax(self.log_probabilities + log_weights[:, None, None], 0))
-
     def anneal(self, temperature: float) -> ClassMaps:
         """Return softmax(log-probabilities / temperature); temperature 0 selects the most likely class.
 

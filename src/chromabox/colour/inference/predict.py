@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
-from chromabox.colour.chroma.bins import ChromaBins
 from chromabox.colour.chroma.distribution import ChromaDistribution, merge_distributions, softmax
 from chromabox.colour.chroma.lab import lightness_to_grey
 from chromabox.colour.chroma.recolour import apply_chroma, lightness, resize_planes
@@ -40,8 +39,6 @@ class Style:
     """Factor of a* and b*."""
     full_confidence: float = 0.0
     """Confidence below which a* and b* are reduced in proportion to the confidence."""
-    rebalancing_strength: float = 0.0
-    """Strength of the weights that favour rare colours."""
 
 
 #: The values were chosen on validation photographs. docs/log.md contains the results.
@@ -94,8 +91,6 @@ def predict_colours(pixels: Pixels, model: ColourModel, options: ColouriseOption
     """Return the small chroma map of an image, with the predicted distribution and the rules of the constraints."""
     plane, distribution = _predict(pixels, model)
     style = STYLES[options.style]
-    if style.rebalancing_strength and isinstance(model.output, ChromaBins):
-        distribution = distribution.reweight(model.output.rebalancing_weights(style.rebalancing_strength))
     size, constraints = (pixels.shape[0], pixels.shape[1]), options.constraints
     if options.hints is not None:
         constraints = replace(constraints, hints=read_hints(options.hints, size))

@@ -2,13 +2,14 @@
 
     python scripts/train_photo_gpu.py pack --data SHARDS --packs FOLDER
     python scripts/train_photo_gpu.py train --packs FOLDER --run RUN
+    python scripts/train_photo_gpu.py average --checkpoints FIRST SECOND --weight W --run RUN
 
 ``pack`` runs on the machine with the dataset. It writes the model before the first step, and the photographs as small
 WebP images in files of at most 46 MiB. ``train`` runs on the machine with the GPU. It starts with the files that are in
 the folder and also uses the files that arrive later. RUN/deadline contains the Unix time at which training ends. The
 file may be changed during training. The learning rate depends on the fraction of the time that has passed. The side of
 the inputs is 160 pixels in the first part of the time, and then 192 pixels. RUN/ema.safetensors contains the averaged
-model.
+model. ``average`` writes (1 - W) times the weights of the first checkpoint plus W times those of the second one.
 """
 
 import argparse
@@ -239,6 +240,16 @@ def train(packs: Path, run: Path, *, workers: int, device: str) -> None:
     (run / "finished").touch()
 
 
+def average(checkpoints: list[Path], weight: float, run: Path) -> None:
+    """Write the weighted average of two checkpoints to ``average.safetensors``."""
+    (first, metadata), (second, _) = (load_checkpoint(path) for path in checkpoints)
+    state = {
+        name: torch.lerp(value, second["net"][name], weight) if value.is_floating_point() else value
+        for name, value in first["net"].items()
+    }
+    save_checkpoint(run / "average.safetensors", {"net": state}, metadata)
+
+
 def log(message: str) -> None:
     """Print a message with the time."""
     print(time.strftime("%H:%M:%S"), message, flush=True)
@@ -247,15 +258,19 @@ def log(message: str) -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("pack", "train"))
+    parser.add_argument("command", choices=("pack", "train", "average"))
     parser.add_argument("--data", type=Path, help="folder of tar shards (pack)")
-    parser.add_argument("--packs", type=Path, required=True, help="folder of the packed photographs")
-    parser.add_argument("--run", type=Path, help="folder with the deadline and the results (train)")
+    parser.add_argument("--packs", type=Path, help="folder of the packed photographs (pack and train)")
+    parser.add_argument("--run", type=Path, help="folder of the results (train and average)")
+    parser.add_argument("--checkpoints", type=Path, nargs=2, help="two checkpoints (average)")
+    parser.add_argument("--weight", type=float, help="weight of the second checkpoint (average)")
     parser.add_argument("--workers", type=int, default=14, help="processes that prepare batches (train)")
     parser.add_argument("--device", default="cuda", help="cuda or cpu (train)")
     args = parser.parse_args()
     if args.command == "pack":
         pack(args.data, args.packs)
+    elif args.command == "average":
+        average(args.checkpoints, args.weight, args.run)
     else:
         train(args.packs, args.run, workers=args.workers, device=args.device)
 

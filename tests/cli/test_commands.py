@@ -79,6 +79,7 @@ BAD_USAGE = [
     ("train unet --batch-size -4", "batch-size is -4"),
     ("train unet --learning-rate 0", "learning-rate is 0"),
     ("train unet --accumulate 0", "--accumulate is 0"),
+    ("train unet --max-steps 0", "--max-steps is 0"),
     ("train unet --patience 3", "--patience"),
     ("train unet --val-fraction 0.2 --patience 0 --data PHOTOS", "--patience is 0: expected at least 1"),
     ("finetune PHOTOS --patience 0", "--patience is 0: expected at least 1"),
@@ -239,8 +240,9 @@ def test_failed_work_gives_one_line_and_exit_code_1(
 def test_train_prints_output_paths(chromabox: Callable[..., Result], workspace: Path, tmp_path: Path) -> None:
     options = ["--data", workspace / "photos", "--size", 16, "--batch-size", 4, "--recipe", "course", *PLAIN]
     folder = tmp_path / "run"
-    code, out, err = chromabox("train", "unet", *options, "--epochs", 1, "-o", folder)
+    code, out, err = chromabox("train", "unet", *options, "--max-steps", 2, "-o", folder)
     assert (code, err) == (0, "")
+    assert json.loads((folder / "summary.json").read_text())["updates"] == 2
     assert "epoch 1, train_loss" in out
     assert "test accuracy" in out
     for path in (folder, folder / "curves.png", folder / "sheets", folder / "best.onnx"):

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 class TrainingArgs:
     epochs: Annotated[int | None, option("N", "set by the recipe")] = None
     """Number of epochs."""
+    max_steps: Annotated[int | None, option("N", "all epochs")] = None
+    """Number of optimizer steps after which training ends, within an epoch if necessary."""
     batch_size: Annotated[int | None, option("N", "set by the recipe")] = None
     """Number of images per batch (per process under torchrun)."""
     accumulate: Integer = 1
@@ -110,6 +112,8 @@ def train(args: TrainArgs) -> int:
         raise UsageError(f"no model given: expected one of {', '.join(PALETTE_MODELS)}, photo, or --resume RUN")
     if args.training.accumulate < 1:
         raise UsageError(f"--accumulate is {args.training.accumulate}: expected at least 1")
+    if args.training.max_steps is not None and args.training.max_steps < 1:
+        raise UsageError(f"--max-steps is {args.training.max_steps}: expected at least 1")
     from chromabox.colour.inference.load import open_model
     from chromabox.engine.distributed import init_distributed
     from chromabox.engine.runs import RunDir
@@ -232,8 +236,8 @@ def _new_photo_config(args: TrainArgs) -> "PhotoConfig":
 
 def _shared_settings(args: TrainArgs) -> dict[str, Any]:
     """Return the settings that the configurations of all models share."""
-    settings = {"seed": args.seed, "accumulate": args.training.accumulate, "patience": args.training.patience}
-    return {"recipe_name": args.recipe, "data": absolute_path(args.data), **settings}
+    settings = {name: getattr(args.training, name) for name in ("accumulate", "patience", "max_steps")}
+    return {"recipe_name": args.recipe, "data": absolute_path(args.data), "seed": args.seed, **settings}
 
 
 def _resumed_config(args: TrainArgs, run: "RunDir", kind: "type[ConfigT]") -> "ConfigT":

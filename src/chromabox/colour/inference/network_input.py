@@ -1,0 +1,106 @@
+"""Properties of an image that matter before a network sees it: screens, grain and fading of old prints; colours.
+
+:func:`prepare_lightness` changes only the input of the network. The colourised image keeps the lightness of the
+original. The thresholds were chosen on degraded versions of validation photographs (benchmarks/old_photographs.py).
+"""
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image
+
+from chromabox.colour.chroma.lab import rgb_to_lab
+from chromabox.io.images import Pixels, to_uint8
+
+Plane = Float32[np.ndarray, "_ _"]
+
+#: Estimated standard deviation of the noise, in L*, above which the resolution is reduced. Dot screens and scans with
+#: one bit per pixel have 20 to 50, strong grain has 10, and 99 % of the validation photographs less than this value.
+MAX_NOISE = 8.0
+#: Factors by which the resolution is reduced, in ascending order, and the short side that must remain.
+REDUCTIONS, MIN_REDUCED_SIDE = (2, 3, 4, 6), 48
+#: A photograph is faded if its lightness, from the 1st to the 99th percentile, has a smaller range than this.
+FADED_RANGE = 45.0
+#: Range to which the lightness of a faded photograph is stretched, and below which an image is uniform.
+STRETCHED_RANGE, UNIFORM_RANGE = (5.0, 95.0), 6.0
+
+
+def prepare_lightness(plane: Plane) -> Plane:
+    """Return the lightness L* (0 to 100) that a photo model is given instead of the lightness of an old print.
+
+    * Where the image consists of dots (a screen, one bit per pixel) or strong grain, its resolution is reduced as
+      little as possible, and its size restored.
+    * The lightness of a faded print is stretched linearly. A border, up to a tenth of each side, is ignored.
+
+    Other images are returned unchanged.
+    """
+    height, width = plane.shape
+    smooth, noise = plane, estimate_noise(plane)
+    for factor in REDUCTIONS if noise > MAX_NOISE else ():
+        if min(height, width) < factor * MIN_REDUCED_SIDE:
+            break
+        reduced = resize_plane(plane, height // factor, width // factor)
+        smooth, noise = resize_plane(reduced, height, width), estimate_noise(reduced)
+        if noise <= MAX_NOISE:
+            break
+    inner = smooth[height // 10 : height - height // 10, width // 10 : width - width // 10]
+    black, white = np.percentile(inner, (1, 99))
+    if UNIFORM_RANGE < white - black < FADED_RANGE:
+        low, high = STRETCHED_RANGE
+        smooth = np.float32(low) + (smooth - np.float32(black)) * np.float32((high - low) / (white - black))
+        smooth = smooth.clip(0, 100)
+    return smooth
+
+
+def estimate_noise(plane: Plane) -> float:
+    """Return the estimated standard deviation of the noise of an image, in the unit of its values.
+
+    The image is convolved with the difference of two Laplacians, which is 0 for linear and quadratic gradients. An
+    image with a side below three pixels has no estimate, and the result is 0. Source: Immerkær 1996, "Fast noise
+    variance estimation", Computer Vision and Image Understanding 64, equation 4.
+    """
+    if min(plane.shape) < 3:
+        return 0.0
+    rows = plane[:-2] - 2 * plane[1:-1] + plane[2:]
+    response = rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]
+    return float(np.abs(response).mean(dtype=np.float64) * np.sqrt(np.pi / 2) / 6)
+
+
+def resize_plane(plane: Plane, height: int, width: int) -> Plane:
+    """Resize one plane by bicubic interpolation with antialiasing."""
+    resized = Image.fromarray(np.asarray(plane, np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(resized, np.float32)
+
+
+#: Short side to which an image is reduced before its colours are examined.
+EXAMINED_SIDE = 64
+#: Number of groups of similar lightness, each of which may have a tint of its own.
+TINT_GROUPS = 16
+#: Distance from the tint, in a* and b*, that more than 1 in 20 positions of an image in colour exceed.
+MIN_COLOUR_SPREAD = 5.0
+#: Chroma below which a colour is not noticed. 2.3 is the just noticeable difference in CIELAB (Mahy et al. 1994).
+MIN_VISIBLE_CHROMA = 2.3
+
+
+def is_in_colour(pixels: Pixels) -> bool:
+    """Return whether an image has more colours than the tint of a toned print or of yellowed paper.
+
+    The tint is a function of lightness: the median chroma of positions with similar lightness. The image is in colour
+    if the distance from the tint exceeds ``MIN_COLOUR_SPREAD`` in more than 5 % of its area.
+    """
+    lab = _examined_lab(pixels)
+    chroma = lab[np.argsort(lab[:, 0]), 1:]
+    groups = np.array_split(chroma, max(1, min(TINT_GROUPS, len(chroma) // TINT_GROUPS)))
+    distances = np.concatenate([np.hypot(*(group - np.median(group, axis=0)).T) for group in groups])
+    return bool(np.percentile(distances, 95) > MIN_COLOUR_SPREAD)
+
+
+def is_nearly_grey(pixels: Pixels) -> bool:
+    """Return whether nobody would notice a colour: the mean chroma is below ``MIN_VISIBLE_CHROMA``."""
+    return bool(np.hypot(*_examined_lab(pixels)[:, 1:].T).mean() < MIN_VISIBLE_CHROMA)
+
+
+def _examined_lab(pixels: Pixels) -> Float32[np.ndarray, "positions 3"]:
+    """Return CIELAB of the image, averaged over blocks so that the noise of JPEG compression and of scanners is low."""
+    factor = max(1, min(pixels.shape[:2]) // EXAMINED_SIDE)
+    image = Image.fromarray(to_uint8(pixels))
+    return rgb_to_lab(np.asarray(image.reduce(factor))).reshape(-1, 3)

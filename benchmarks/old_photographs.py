@@ -11,8 +11,8 @@ lightness, so that only the colours are scored:
 * colourfulness: as a percentage of the colourfulness that the clean version gets without preparation.
 
 It also gives the share of images that count as being in colour: the photographs, which should, and versions toned in a
-random hue on yellowed paper, with noise and JPEG compression, which should not. Thresholds were chosen on images with
-even positions in the list, and are tested on those with odd positions.
+random hue on unevenly stained paper, with noise and JPEG compression, which should not. Thresholds were chosen on
+images with even positions in the list, and are tested on those with odd positions.
 """
 
 import argparse
@@ -74,17 +74,21 @@ def degraded(grey: np.ndarray, rng: np.random.Generator) -> Iterator[tuple[str, 
     yield "white border", np.pad(grey, ((border, border), (border, border), (0, 0)), constant_values=250)
 
 
-def toned(light: np.ndarray, hue: float, chroma: float, paper: float = 6.0) -> np.ndarray:
-    """Return a toned print: the chroma is highest at L* 50, and that of the paper is added in proportion to L*."""
+def toned(light: np.ndarray, hue: float, chroma: float, paper: float = 6.0, stain: float = 0.0) -> np.ndarray:
+    """Return a toned print: the chroma is highest at L* 50, and that of the paper is added in proportion to L*.
+
+    ``stain`` is the fraction by which the chroma is higher at the right edge, and lower at the left edge.
+    """
     amount = chroma * np.exp(-(((light - 50) / 40) ** 2)) + paper * light / 100
+    amount = amount * np.linspace(1 - stain, 1 + stain, light.shape[1])
     lab = np.stack([10 + 0.85 * light, amount * np.cos(hue), amount * np.sin(hue)], axis=-1)
     return lab_to_rgb(lab.astype(np.float32))
 
 
 def toned_scan(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a JPEG-compressed scan of a print with a random tone (80 % brown, otherwise blue) and noise."""
+    """Return a JPEG-compressed scan of a print with a random tone (80 % brown, otherwise blue), noise and a stain."""
     hue = np.deg2rad(rng.uniform(30, 110) if rng.random() < 0.8 else rng.uniform(220, 290))
-    pixels = toned(light, float(hue), rng.uniform(5, 40), rng.uniform(0, 12))
+    pixels = toned(light, float(hue), rng.uniform(5, 40), rng.uniform(0, 12), rng.uniform(0, 0.25))
     noisy = pixels + rng.normal(0, rng.uniform(0, 3), pixels.shape)
     data = io.BytesIO()
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(data, "JPEG", quality=int(rng.integers(40, 96)))

@@ -60,7 +60,12 @@ def test_output_states_how_it_was_made(tmp_path: Path, model: ColourModel, suffi
     Image.fromarray(GREY).save(tmp_path / "a.png", pnginfo=info)
     settings = cache_key(model, {**OPTIONS, "style": "vivid", "ban": ("red",), "min_confidence": 0.25})
     colourise = make_file_coloriser(model, ColouriseOptions(style="vivid"), settings=settings)
-    assert colourise(tmp_path / "a.png", tmp_path / f"b{suffix}") == {"notes": [], "changes": [], "omitted": [], "observed": []}
+    assert colourise(tmp_path / "a.png", tmp_path / f"b{suffix}") == {
+        "notes": [],
+        "changes": [],
+        "omitted": [],
+        "observed": [],
+    }
     xmp = description(tmp_path / f"b{suffix}")
     assert xmp["DigitalSourceType"] == TERM
     assert xmp["Version"] == __version__

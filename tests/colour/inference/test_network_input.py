@@ -62,14 +62,27 @@ def test_one_bit_scan_becomes_continuous(name: str) -> None:
     assert correlation(prepared, light) > 0.85 > correlation(dithered, light)
 
 
-@pytest.mark.parametrize("period", [4, 6])
+@pytest.mark.parametrize("period", [4, 5, 6, 8])
 def test_dots_of_a_screen_disappear(period: int) -> None:
     rows, columns = np.indices((240, 300))
     wave = np.cos(np.sqrt(2) * np.pi / period * (rows + columns)) + np.cos(
         np.sqrt(2) * np.pi / period * (rows - columns)
     )
     prepared = prepare_lightness(np.where(wave > 0, 100, 0).astype(np.float32))
-    assert prepared[24:-24, 24:-24].std() < 15  # The standard deviation of the dots is 50.
+    assert prepared[24:-24, 24:-24].std() < 20  # The standard deviation of the dots is 50.
+
+
+def test_dots_too_large_to_be_removed_are_unchanged() -> None:
+    rows, columns = np.indices((100, 100)) // 4
+    checks = ((rows + columns) % 2 * 100).astype(np.float32)
+    light = np.kron(checks[::4, ::4], np.ones((9, 9), np.float32))
+    np.testing.assert_array_equal(prepare_lightness(light), light)
+
+
+def test_prepared_image_keeps_its_aspect_ratio() -> None:
+    dots = RNG.choice(np.array([0, 100], np.float32), (600, 800))
+    height, width = prepare_lightness(dots).shape
+    assert width / height == pytest.approx(800 / 600, rel=0.01)
 
 
 def test_faded_print_is_stretched_inside_its_border() -> None:

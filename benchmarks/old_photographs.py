@@ -35,6 +35,9 @@ from environment import describe_machine, write_results
 
 #: Width of the border of a scan, as a fraction of the short side.
 BORDER = 0.08
+Score = tuple[float, float, float, float]
+#: For each version, the scores of the images without and with preparation.
+Scores = dict[str, list[tuple[Score, Score]]]
 
 
 def to_pixels(light: np.ndarray) -> np.ndarray:
@@ -96,7 +99,7 @@ def toned_scan(light: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return np.asarray(image)
 
 
-def score_chroma(original: np.ndarray, chroma: np.ndarray) -> tuple[float, float, float, float]:
+def score_chroma(original: np.ndarray, chroma: np.ndarray) -> Score:
     """Return gain in dB, CIEDE2000, CIEDE2000 of greyscale, and colourfulness, with the original lightness."""
     result, grey = apply_chroma(original, chroma), to_greyscale(original)
     gain = psnr(result, original) - psnr(grey, original)
@@ -113,7 +116,7 @@ def without_border(chroma: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def evaluate_image(
     original: np.ndarray, model: ColourModel, rng: np.random.Generator
-) -> Iterator[tuple[str, tuple[float, ...], tuple[float, ...]]]:
+) -> Iterator[tuple[str, Score, Score]]:
     """Yield the name of each version, and its scores without and with preparation."""
     for name, pixels in degraded(to_greyscale(original), rng):
         scores = []
@@ -128,6 +131,31 @@ def evaluate_image(
         yield name, scores[0], scores[1]
 
 
+def summarise(scores: Scores) -> list[dict[str, object]]:
+    """Return the means of each version. Pairs of values are without and with preparation."""
+    clean = np.mean([before[3] for before, _ in scores["clean"]])
+    rows: list[dict[str, object]] = []
+    for name, pairs in scores.items():
+        values = np.array(pairs)
+        difference, means = values[:, 1, 0] - values[:, 0, 0], values.mean(0)
+        row = {
+            "version": name,
+            "changed_percent": float(100 * (values[:, 0] != values[:, 1]).any(1).mean()),
+            "gain_db": means[:, 0].tolist(),
+            "gain_difference_error": float(difference.std() / len(difference) ** 0.5),
+            "delta_e_cut_percent": (100 * (1 - means[:, 1] / means[:, 2])).tolist(),
+            "colourfulness_percent": (100 * means[:, 3] / clean).tolist(),
+        }
+        rows.append(row)
+        gain, cut, ratio = row["gain_db"], row["delta_e_cut_percent"], row["colourfulness_percent"]
+        print(
+            f"{name:36} changed {row['changed_percent']:3.0f} %, gain {gain[0]:+.2f} {gain[1]:+.2f} dB (difference ± "
+            f"{row['gain_difference_error']:.2f}), cut {cut[0]:5.1f} {cut[1]:5.1f} %, "
+            f"colourfulness {ratio[0]:4.0f} {ratio[1]:4.0f} %"
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of photographs or tar shards")
@@ -140,34 +168,15 @@ def main() -> None:
     model, photos = open_model(options.model, threads=options.threads), load_photos(options.data).val
     indices = np.unique(np.linspace(0, len(photos) - 1, min(options.limit, len(photos))).astype(int))
     start, step = {None: (0, 1), "even": (0, 2), "odd": (1, 2)}[options.parity]
-    scores: dict[str, list[tuple[tuple[float, ...], tuple[float, ...]]]] = {}
+    scores: Scores = {}
     in_colour = []
     for index in indices[start::step].tolist():
         original, rng = photos[index], np.random.default_rng(index)
         for name, before, after in evaluate_image(original, model, rng):
             scores.setdefault(name, []).append((before, after))
         in_colour.append((is_in_colour(original), is_in_colour(toned_scan(lightness(original), rng))))
-    clean = np.mean([before[3] for before, _ in scores["clean"]])
-    rows = []
     print(f"images: {len(in_colour)}; each value without and with preparation")
-    for name, pairs in scores.items():
-        values = np.array(pairs)
-        means, changed = values.mean(0), values[:, 0] != values[:, 1]
-        row = {
-            "version": name,
-            "changed_percent": float(100 * changed.any(1).mean()),
-            "gain_db": means[:, 0].tolist(),
-            "gain_difference_error": float((values[:, 1, 0] - values[:, 0, 0]).std() / len(values) ** 0.5),
-            "delta_e_cut_percent": (100 * (1 - means[:, 1] / means[:, 2])).tolist(),
-            "colourfulness_percent": (100 * means[:, 3] / clean).tolist(),
-        }
-        rows.append(row)
-        print(
-            f"{name:36} changed {row['changed_percent']:3.0f} %, gain {means[0, 0]:+.2f} {means[1, 0]:+.2f} dB (± "
-            f"{row['gain_difference_error']:.2f}), cut {row['delta_e_cut_percent'][0]:5.1f} "
-            f"{row['delta_e_cut_percent'][1]:5.1f} %, colourfulness {row['colourfulness_percent'][0]:4.0f} "
-            f"{row['colourfulness_percent'][1]:4.0f} %"
-        )
+    rows = summarise(scores)
     natural, toned_share = 100 * np.mean(in_colour, axis=0)
     print(f"in colour: {natural:.1f} % of the photographs, {toned_share:.1f} % of their toned versions")
     if options.output:

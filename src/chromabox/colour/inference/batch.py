@@ -85,7 +85,7 @@ def colourise_batch(
                     return ColouriseResult(source, target, skipped=True, metadata=metadata)
             for path in () if overwrite else (target, *beside):
                 check_writable(path)
-            metadata = process_file(source, target)
+            facts = process_file(source, target)
         except ChromaboxError as error:
             return ColouriseResult(source, target, str(error))
         except OSError as error:
@@ -98,11 +98,11 @@ def colourise_batch(
                 raise
             return ColouriseResult(source, target, f"{source}: out of memory; use a smaller image or fewer workers")
         finished.append(target)
-        if metadata is None:
+        if facts is None:
             return ColouriseResult(source, target, left_out=True)
         if manifest is not None:
-            manifest.add(target, digest, metadata, beside)
-        return ColouriseResult(source, target, metadata=metadata)
+            manifest.add(target, digest, facts, beside)
+        return ColouriseResult(source, target, metadata=facts)
 
     def report_if_stopped(results: Generator[ColouriseResult, None, None]) -> Generator[ColouriseResult, None, None]:
         try:

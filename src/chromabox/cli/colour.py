@@ -101,6 +101,7 @@ def colour(
     from chromabox.colour.api import parse_options
     from chromabox.colour.constraints.constraints import ColourConstraints
     from chromabox.colour.inference.batch import (
+        BLACK_AND_WHITE,
         IN_COLOUR,
         NEARLY_GREY,
         cache_key,
@@ -211,14 +212,19 @@ def colour(
     if omitted:
         log_lines("not contained in the outputs: " + ", ".join(f"{name} ({count})" for name, count in omitted.items()))
     left_out = [result.source for result in results if result.left_out]
-    in_colour, nearly_grey = (
+    in_colour, nearly_grey, black_and_white = (
         [result.source for result in results if kind in result.metadata.get("observed", ())]
-        for kind in (IN_COLOUR, NEARLY_GREY)
+        for kind in (IN_COLOUR, NEARLY_GREY, BLACK_AND_WHITE)
     )
     for paths, line in (
         (in_colour, "already in colour, and their colours were replaced: {}; to leave them out, use --skip-colour"),
         (left_out, "left out, because they are already in colour: {}"),
         (nearly_grey, "nearly grey, because the model found no likely colours: {}; try --style vivid or --hints"),
+        (
+            black_and_white,
+            "nearly grey, because black and white pixels have no colours at their lightness: {}; "
+            "scan in greyscale, or make the image smaller so that it has grey levels",
+        ),
     ):
         if paths:
             log_lines(line.format(_count_and_name(paths)))

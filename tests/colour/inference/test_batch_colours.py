@@ -8,7 +8,13 @@ from PIL import Image
 from skimage import data
 
 from chromabox.colour.chroma.bins import ChromaBins
-from chromabox.colour.inference.batch import IN_COLOUR, NEARLY_GREY, colourise_batch, make_file_coloriser
+from chromabox.colour.inference.batch import (
+    BLACK_AND_WHITE,
+    IN_COLOUR,
+    NEARLY_GREY,
+    colourise_batch,
+    make_file_coloriser,
+)
 from chromabox.colour.inference.predict import ColouriseOptions
 from chromabox.colour.models.photonet import PhotoNet
 from chromabox.colour.weights.checkpoint import PhotoModel, model_metadata
@@ -69,6 +75,14 @@ def test_results_that_stay_grey_are_observed(tmp_path: Path, grey_model: ColourM
     facts = make_file_coloriser(grey_model, ColouriseOptions())(source, tmp_path / "out.tif")
     assert facts is not None
     assert facts["observed"] == [IN_COLOUR, NEARLY_GREY]
+
+
+def test_black_and_white_scan_cannot_be_colourised(tmp_path: Path, brown_model: ColourModel) -> None:
+    source = tmp_path / "in.png"
+    Image.fromarray(GREY).convert("1").save(source)
+    facts = make_file_coloriser(brown_model, ColouriseOptions())(source, tmp_path / "out.png")
+    assert facts is not None
+    assert facts["observed"] == [BLACK_AND_WHITE]
 
 
 @pytest.mark.parametrize("pages", [(CAT,), (GREY, CAT), (GREY, GREY, CAT)])

@@ -9,7 +9,7 @@ from typing import Any
 
 from chromabox import __version__
 from chromabox.colour.constraints.constraints import ColourPrediction
-from chromabox.colour.inference.network_input import is_in_colour, is_nearly_grey
+from chromabox.colour.inference.network_input import is_black_and_white, is_in_colour, is_nearly_grey
 from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
 from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.errors import ChromaboxError
@@ -189,7 +189,7 @@ def read_provenance(packet: bytes | None) -> dict[str, str]:
 
 
 #: What is observed about an image, in the words of the summary of a batch.
-IN_COLOUR, NEARLY_GREY = "in colour", "nearly grey"
+IN_COLOUR, NEARLY_GREY, BLACK_AND_WHITE = "in colour", "nearly grey", "black and white"
 
 
 class _InColourError(Exception):
@@ -211,8 +211,9 @@ def make_file_coloriser(
 
     The facts are lists of lines: ``notes`` about this image, ``changes``, such as a conversion of the colour space,
     which are the same for many images, ``omitted``, the names of what the target does not contain, and ``observed``,
-    ``IN_COLOUR`` if a page of the source is in colour and ``NEARLY_GREY`` if all pages of the result are nearly grey.
-    With ``skip_colour``, a source with a page in colour is left out, and the result is None. ``settings`` are
+    ``IN_COLOUR`` if a page of the source is in colour, and ``NEARLY_GREY`` if all pages of the result are nearly grey
+    (``BLACK_AND_WHITE`` if their pixels are black or white). With ``skip_colour``, a source with a page in colour is
+    left out, and the result is None. ``settings`` are
     the values of :func:`cache_key`, which the target states in its XMP; with None, it states only the model.
     ``quality`` (1 to 100) applies to JPEG and WebP. With None, it is 98, and lossless WebP remains lossless. ``pages``
     selects the pages or frames. ``on_result`` is called with the input, the colourised image, the prediction and the
@@ -224,7 +225,7 @@ def make_file_coloriser(
     def process_file(source: Path, target: Path) -> Mapping[str, Any] | None:
         facts: dict[str, list[str]] = {"notes": [], "changes": [], "omitted": [], "observed": []}
         notes, changes, omitted, observed = facts.values()
-        has_colours: list[bool] = []  # For each page, whether colours can be seen in the result.
+        grey_pages: list[str | None] = []  # For each page, why it stayed grey; None if colours can be seen.
         explained: list[tuple[ImageData, ImageData, ColourPrediction]] = []
 
         def colourise_pages() -> Iterator[ImageData]:
@@ -237,7 +238,8 @@ def make_file_coloriser(
                     observed.append(IN_COLOUR)
                 prediction = predict_colours(image.pixels, model, options)
                 colourised = apply_prediction(image, prediction)
-                has_colours.append(not is_nearly_grey(colourised.pixels))
+                reason = BLACK_AND_WHITE if is_black_and_white(image.pixels) else NEARLY_GREY
+                grey_pages.append(reason if is_nearly_grey(colourised.pixels) else None)
                 notes.extend(f"{source}: {note}" for note in image.notes)
                 changes.extend(image.changes)
                 metadata = replace(image.metadata, xmp=add_provenance(image.metadata.xmp, stated))
@@ -273,8 +275,8 @@ def make_file_coloriser(
             )
         except _InColourError:
             return None
-        if not any(has_colours):
-            observed.append(NEARLY_GREY)
+        if None not in grey_pages:
+            observed.append(BLACK_AND_WHITE if set(grey_pages) == {BLACK_AND_WHITE} else NEARLY_GREY)
         notes += [on_result(*result, target) for result in explained if on_result is not None]
         return {name: list(dict.fromkeys(lines)) for name, lines in facts.items()}
 

@@ -110,6 +110,15 @@ def is_nearly_grey(pixels: Pixels) -> bool:
     return bool(np.hypot(*_examined_lab(pixels)[:, 1:].T).mean() < MIN_VISIBLE_CHROMA)
 
 
+def is_black_and_white(pixels: Pixels) -> bool:
+    """Return whether at least 90 % of the values are within 8 of 0 or 255, in 8 bits.
+
+    The lightness of black and of white pixels leaves no room for chroma, so that such an image cannot be colourised.
+    """
+    values = to_uint8(pixels)
+    return bool(((values <= 8) | (values >= 247)).mean() >= 0.9)
+
+
 def _examined_lab(pixels: Pixels) -> Float32[np.ndarray, "positions 3"]:
     """Return CIELAB of the image, averaged over blocks so that the noise of JPEG compression and of scanners is low."""
     factor = max(1, min(pixels.shape[:2]) // EXAMINED_SIDE)

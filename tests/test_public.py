@@ -86,7 +86,7 @@ RUNTIME = "--precision --compile --channels-last --threads --device"
 FLAGS = {
     "colour": "-o --output --explain --no-explain --model --style --temperature --palette --allow --ban --replace "
     "--hints --min-confidence --match --recursive --no-recursive --workers --overwrite --no-overwrite --contact-sheet "
-    "--temporal-smoothing --quality --pages",
+    "--temporal-smoothing --quality --pages --skip-colour --no-skip-colour",
     "detect": "-o --output --weights --format --confidence --iou --classes --size --device --workers --overwrite "
     "--no-overwrite",
     "verify": "--tolerance",

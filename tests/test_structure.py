@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "chromabox"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-MAX_MODULES = 180
+MAX_MODULES = 185
 MAX_MODULES_IN_FOLDER = 14
 
 # What each layer may import, besides itself.

@@ -47,6 +47,9 @@ class FolderArgs:
     """Process only images that match a pattern, such as *.jpg or scans/*."""
     recursive: bool = True
     """Include subfolders."""
+    skip_colour: bool = False
+    """Leave out images that are already in colour. By default, their colours are replaced. A toned (sepia) photograph
+    is not in colour."""
     overwrite: bool = False
     """Process all images again, and replace existing files. By default, images whose output is up to date are skipped,
     and files that Chromabox did not write are not replaced."""
@@ -97,7 +100,14 @@ def colour(
     selected_pages = _parse_pages(pages)
     from chromabox.colour.api import parse_options
     from chromabox.colour.constraints.constraints import ColourConstraints
-    from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
+    from chromabox.colour.inference.batch import (
+        BLACK_AND_WHITE,
+        IN_COLOUR,
+        NEARLY_GREY,
+        cache_key,
+        colourise_batch,
+        make_file_coloriser,
+    )
     from chromabox.colour.inference.load import open_model
     from chromabox.colour.inference.video import DEFAULT_SMOOTHING
     from chromabox.engine.logger import progress_bar
@@ -121,6 +131,7 @@ def colour(
         ("--temporal-smoothing", temporal_smoothing is not None, selection.videos, "a video"),
         ("--explain", explain, selection.images, "an image"),
         ("--contact-sheet", folder.contact_sheet is not None, selection.images, "an image"),
+        ("--skip-colour", folder.skip_colour, selection.images, "an image"),
         ("--match", folder.match, has_folder, "a folder"),
         ("--no-recursive", not folder.recursive, has_folder, "a folder"),
     ):
@@ -167,11 +178,12 @@ def colour(
         settings=settings,
         quality=quality,
         pages=selected_pages,
+        skip_colour=folder.skip_colour,
         on_result=write_figure,
         before_write=before_write,
     )
 
-    def process_file(source: Path, target: Path) -> "Mapping[str, Any]":
+    def process_file(source: Path, target: Path) -> "Mapping[str, Any] | None":
         if source not in videos:
             return colour_image(source, target)
         before_write(target)
@@ -191,7 +203,7 @@ def colour(
         for result in batch:
             tick()
             results.append(result)
-            if result.error is None:
+            if result.error is None and not result.left_out:
                 log.info(f"{result.target}{' (up to date)' if result.skipped else ''}")
                 log_lines(*(f"  {note}" for note in result.metadata.get("notes", ())))
     changes = Counter(change for result in results for change in result.metadata.get("changes", ()))
@@ -199,7 +211,25 @@ def colour(
     omitted = Counter(name for result in results for name in result.metadata.get("omitted", ()))
     if omitted:
         log_lines("not contained in the outputs: " + ", ".join(f"{name} ({count})" for name, count in omitted.items()))
-    done = sorted((result.source, result.target) for result in results if result.error is None)
+    left_out = [result.source for result in results if result.left_out]
+    in_colour, nearly_grey, black_and_white = (
+        [result.source for result in results if kind in result.metadata.get("observed", ())]
+        for kind in (IN_COLOUR, NEARLY_GREY, BLACK_AND_WHITE)
+    )
+    for paths, line in (
+        (in_colour, "already in colour, and their colours were replaced: {}; to leave them out, use --skip-colour"),
+        (left_out, "left out, because they are already in colour: {}"),
+        (nearly_grey, "nearly grey, because the model found no likely colours: {}; try --style vivid or --hints"),
+        (
+            black_and_white,
+            "nearly grey, because black and white pixels have no colours at their lightness: {}; "
+            "scan in greyscale, or make the image smaller so that it has grey levels",
+        ),
+    ):
+        if paths:
+            log_lines(line.format(_count_and_name(paths)))
+    failed = [result for result in results if result.error is not None]
+    done = sorted((result.source, result.target) for result in results if not (result.error or result.left_out))
     drawn = [pair for pair in done if pair[0] not in videos]
     if folder.contact_sheet is not None and drawn:
         claim(*sheets)
@@ -207,13 +237,21 @@ def colour(
             log.info(path)
     if has_folder:
         skipped = sum(result.skipped for result in results)
-        counts = {"colourised": len(done) - skipped, "up to date": skipped, "failed": len(results) - len(done)}
+        counts = {"colourised": len(done) - skipped, "up to date": skipped, "failed": len(failed)}
+        if left_out:
+            counts["left out"] = len(left_out)
         counts["not processed"] = sum(map(len, selection.skipped.values()))
         log_lines(", ".join(f"{name}: {count}" for name, count in counts.items()), *count_skipped(selection.skipped))
-    failures = [result.error for result in results if result.error is not None] + selection.unreadable
+    failures = [result.error for result in failed] + selection.unreadable
     for failure in failures:
         log.warning(f"failed: {failure}")
     return 1 if failures else 0
+
+
+def _count_and_name(paths: list[Path]) -> str:
+    """Return the number of files and the names of the first five."""
+    names = ", ".join(path.name for path in paths[:5])
+    return f"{len(paths)} ({names}{', …' * (len(paths) > 5)})"
 
 
 def _parse_pages(text: str) -> "Pages":

@@ -60,7 +60,12 @@ def test_output_states_how_it_was_made(tmp_path: Path, model: ColourModel, suffi
     Image.fromarray(GREY).save(tmp_path / "a.png", pnginfo=info)
     settings = cache_key(model, {**OPTIONS, "style": "vivid", "ban": ("red",), "min_confidence": 0.25})
     colourise = make_file_coloriser(model, ColouriseOptions(style="vivid"), settings=settings)
-    assert colourise(tmp_path / "a.png", tmp_path / f"b{suffix}") == {"notes": [], "changes": [], "omitted": []}
+    assert colourise(tmp_path / "a.png", tmp_path / f"b{suffix}") == {
+        "notes": [],
+        "changes": [],
+        "omitted": [],
+        "observed": [],
+    }
     xmp = description(tmp_path / f"b{suffix}")
     assert xmp["DigitalSourceType"] == TERM
     assert xmp["Version"] == __version__
@@ -92,7 +97,7 @@ def test_packet_that_does_not_fit_a_jpeg_is_replaced_by_the_statement(tmp_path: 
     info.add_itxt("XML:com.adobe.xmp", PACKET.replace("Oma", "Oma " * 20_000))
     Image.fromarray(GREY).save(tmp_path / "a.png", pnginfo=info)
     result = make_file_coloriser(model, ColouriseOptions())(tmp_path / "a.png", tmp_path / "b.jpg")
-    assert result == {"notes": [], "changes": [], "omitted": ["XMP"]}
+    assert result == {"notes": [], "changes": [], "omitted": ["XMP"], "observed": []}
     xmp = description(tmp_path / "b.jpg")
     assert xmp["DigitalSourceType"] == TERM
     assert "subject" not in xmp
@@ -101,7 +106,7 @@ def test_packet_that_does_not_fit_a_jpeg_is_replaced_by_the_statement(tmp_path: 
 def test_damaged_packet_is_replaced_and_named(tmp_path: Path, model: ColourModel) -> None:
     Image.fromarray(GREY).save(tmp_path / "a.jpg", xmp=b"<broken")
     result = make_file_coloriser(model, ColouriseOptions())(tmp_path / "a.jpg", tmp_path / "b.jpg")
-    assert result == {"notes": [], "changes": [], "omitted": ["damaged XMP"]}
+    assert result == {"notes": [], "changes": [], "omitted": ["damaged XMP"], "observed": []}
     assert description(tmp_path / "b.jpg")["DigitalSourceType"] == TERM
 
 
@@ -137,7 +142,7 @@ def test_every_page_keeps_its_packet_and_states_how_it_was_made(
         options["tiffinfo"] = tags
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
     colourise = make_file_coloriser(model, ColouriseOptions(), settings=cache_key(model, OPTIONS))
-    assert colourise(tmp_path / name, tmp_path / target) == {"notes": [], "changes": [], "omitted": []}
+    assert colourise(tmp_path / name, tmp_path / target) == {"notes": [], "changes": [], "omitted": [], "observed": []}
     pages = list(read_pages(tmp_path / target))
     assert len(pages) == 2
     for page in pages:

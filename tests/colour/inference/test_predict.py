@@ -81,6 +81,9 @@ IMAGES = {
     "vertical strip": smooth_image(200, 3),
     "line": smooth_image(1, 300),
 }
+# Images whose lightness is prepared for a photo model. The result must have the lightness of the original.
+IMAGES["faded"] = 0.4 + 0.2 * IMAGES["smooth"]
+IMAGES["dots"] = np.repeat(IMAGES["saturated"][..., :1], 3, -1)
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -131,6 +134,22 @@ def test_prediction_has_a_fixed_size(model: ColourModel, shape: tuple[int, int])
     assert max(height, width) * stride <= 4 * side
     assert distribution.lightness.shape == (height, width)
     np.testing.assert_allclose(np.exp(distribution.log_probabilities).sum(0), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["faded", "dots"])
+def test_old_prints_are_prepared_but_not_frames_of_videos(photo_model: ColourModel, name: str) -> None:
+    pixels = from_float(IMAGES[name], 8)
+    plain = predict_colours(pixels, photo_model, ColouriseOptions(temperature=1.0), prepare=False).chroma
+    prepared = predict_colours(pixels, photo_model, ColouriseOptions(temperature=1.0)).chroma
+    frame = predict_chroma(pixels, photo_model, ColouriseOptions(temperature=1.0))
+    np.testing.assert_array_equal(frame, plain)
+    assert np.abs(prepared - plain).max() > 0.01
+
+
+def test_palette_models_get_the_original_lightness(palette_model: ColourModel) -> None:
+    pixels = from_float(IMAGES["faded"], 8)
+    plain = predict_colours(pixels, palette_model, ColouriseOptions(), prepare=False).chroma
+    np.testing.assert_array_equal(predict_colours(pixels, palette_model, ColouriseOptions()).chroma, plain)
 
 
 def test_flipped_image_gets_flipped_colours(photo_model: ColourModel) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from chromabox import __version__
 from chromabox.colour.constraints.constraints import ColourPrediction
+from chromabox.colour.inference.network_input import is_black_and_white, is_in_colour, is_nearly_grey
 from chromabox.colour.inference.predict import ColouriseOptions, apply_prediction, predict_colours
 from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.errors import ChromaboxError
@@ -31,13 +32,15 @@ class ColouriseResult:
     """Error message if the file could not be colourised."""
     skipped: bool = False
     """Whether the target was already up to date."""
+    left_out: bool = False
+    """Whether the file was not to be colourised, so that nothing was written."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """JSON values that ``process_file`` returned for the image. For a skipped image, they come from an earlier run."""
 
 
 def colourise_batch(
     pairs: Sequence[tuple[Path, Path]],
-    process_file: Callable[[Path, Path], Mapping[str, Any]],
+    process_file: Callable[[Path, Path], Mapping[str, Any] | None],
     *,
     settings: Mapping[str, Any],
     workers: int = 1,
@@ -50,7 +53,8 @@ def colourise_batch(
     Args:
         pairs: sources and targets, as returned by ``map_outputs``.
         process_file: function that colourises a source, writes the target atomically, and returns metadata of the
-            image as JSON values. It is called from several threads.
+            image as JSON values, or None if it wrote nothing because the source is not to be colourised. It is called
+            from several threads.
         settings: JSON values that determine the result. An image made with other settings is processed again.
         workers: number of threads, at least 1. At most twice as many images are in progress or queued at any time.
         manifest_path: path of the manifest, which is used to skip finished images. With None, all images are processed.
@@ -81,7 +85,7 @@ def colourise_batch(
                     return ColouriseResult(source, target, skipped=True, metadata=metadata)
             for path in () if overwrite else (target, *beside):
                 check_writable(path)
-            metadata = dict(process_file(source, target))
+            facts = process_file(source, target)
         except ChromaboxError as error:
             return ColouriseResult(source, target, str(error))
         except OSError as error:
@@ -93,10 +97,12 @@ def colourise_batch(
             if isinstance(error, RuntimeError) and not any(phrase in str(error) for phrase in phrases):
                 raise
             return ColouriseResult(source, target, f"{source}: out of memory; use a smaller image or fewer workers")
-        if manifest is not None:
-            manifest.add(target, digest, metadata, beside)
         finished.append(target)
-        return ColouriseResult(source, target, metadata=metadata)
+        if facts is None:
+            return ColouriseResult(source, target, left_out=True)
+        if manifest is not None:
+            manifest.add(target, digest, facts, beside)
+        return ColouriseResult(source, target, metadata=facts)
 
     def report_if_stopped(results: Generator[ColouriseResult, None, None]) -> Generator[ColouriseResult, None, None]:
         try:
@@ -182,6 +188,14 @@ def read_provenance(packet: bytes | None) -> dict[str, str]:
     return {name: properties[key] for name, key in names.items() if key in properties}
 
 
+#: What is observed about an image, in the words of the summary of a batch.
+IN_COLOUR, NEARLY_GREY, BLACK_AND_WHITE = "in colour", "nearly grey", "black and white"
+
+
+class _InColourError(Exception):
+    """An image is in colour and is to be left out."""
+
+
 def make_file_coloriser(
     model: ColourModel,
     options: ColouriseOptions,
@@ -189,13 +203,17 @@ def make_file_coloriser(
     settings: Mapping[str, Any] | None = None,
     quality: int | None = None,
     pages: Pages = "all",
+    skip_colour: bool = False,
     on_result: Callable[[ImageData, ImageData, ColourPrediction, Path], str] | None = None,
     before_write: Callable[[Path], None] = lambda target: None,
-) -> Callable[[Path, Path], Mapping[str, Any]]:
+) -> Callable[[Path, Path], Mapping[str, Any] | None]:
     """Return a function that colourises a source file, writes the target file and returns facts about the image.
 
     The facts are lists of lines: ``notes`` about this image, ``changes``, such as a conversion of the colour space,
-    which are the same for many images, and ``omitted``, the names of what the target does not contain. ``settings`` are
+    which are the same for many images, ``omitted``, the names of what the target does not contain, and ``observed``,
+    ``IN_COLOUR`` if a page of the source is in colour, and ``NEARLY_GREY`` if all pages of the result are nearly grey
+    (``BLACK_AND_WHITE`` if their pixels are black or white). With ``skip_colour``, a source with a page in colour is
+    left out, and the result is None. ``settings`` are
     the values of :func:`cache_key`, which the target states in its XMP; with None, it states only the model.
     ``quality`` (1 to 100) applies to JPEG and WebP. With None, it is 98, and lossless WebP remains lossless. ``pages``
     selects the pages or frames. ``on_result`` is called with the input, the colourised image, the prediction and the
@@ -204,17 +222,24 @@ def make_file_coloriser(
     """
     stated = {"net": sha256_file(model.path)} if settings is None else settings
 
-    def process_file(source: Path, target: Path) -> Mapping[str, Any]:
-        facts: dict[str, list[str]] = {"notes": [], "changes": [], "omitted": []}
-        notes, changes, omitted = facts.values()
+    def process_file(source: Path, target: Path) -> Mapping[str, Any] | None:
+        facts: dict[str, list[str]] = {"notes": [], "changes": [], "omitted": [], "observed": []}
+        notes, changes, omitted, observed = facts.values()
+        grey_pages: list[str | None] = []  # For each page, why it stayed grey; None if colours can be seen.
         explained: list[tuple[ImageData, ImageData, ColourPrediction]] = []
 
         def colourise_pages() -> Iterator[ImageData]:
             for number, image in enumerate(read_pages(source, pages), 1):
                 if number == 1:
                     check_pages(source, target, image.num_frames)
+                if not image.is_grey and is_in_colour(image.pixels):
+                    if skip_colour:
+                        raise _InColourError
+                    observed.append(IN_COLOUR)
                 prediction = predict_colours(image.pixels, model, options)
                 colourised = apply_prediction(image, prediction)
+                reason = BLACK_AND_WHITE if is_black_and_white(image.pixels) else NEARLY_GREY
+                grey_pages.append(reason if is_nearly_grey(colourised.pixels) else None)
                 notes.extend(f"{source}: {note}" for note in image.notes)
                 changes.extend(image.changes)
                 metadata = replace(image.metadata, xmp=add_provenance(image.metadata.xmp, stated))
@@ -244,9 +269,14 @@ def make_file_coloriser(
             elif on_result is not None:
                 notes.append("only the first page is explained")
 
-        omitted += write_pages(
-            target, colourise_pages(), quality=quality or JPEG_QUALITY, keep_lossless=quality is None
-        )
+        try:
+            omitted += write_pages(
+                target, colourise_pages(), quality=quality or JPEG_QUALITY, keep_lossless=quality is None
+            )
+        except _InColourError:
+            return None
+        if None not in grey_pages:
+            observed.append(BLACK_AND_WHITE if set(grey_pages) == {BLACK_AND_WHITE} else NEARLY_GREY)
         notes += [on_result(*result, target) for result in explained if on_result is not None]
         return {name: list(dict.fromkeys(lines)) for name, lines in facts.items()}
 

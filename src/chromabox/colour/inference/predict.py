@@ -19,11 +19,11 @@ from chromabox.colour.chroma.lab import lightness_to_grey
 from chromabox.colour.chroma.recolour import apply_chroma, lightness, resize_planes
 from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction, apply_constraints
 from chromabox.colour.constraints.hints import read_hints
+from chromabox.colour.inference.network_input import Plane, prepare_lightness, resize_plane
 from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.io.images import ImageData, Pixels
 
 StyleName = Literal["natural", "vivid"]
-Plane = Float32[np.ndarray, "_ _"]
 
 #: Maximum ratio of the long to the short side of the model's input. Longer images are compressed to this ratio.
 MAX_ASPECT_RATIO = 4
@@ -44,7 +44,7 @@ class Style:
 #: The values were chosen on validation photographs. docs/log.md contains the results.
 STYLES: dict[StyleName, Style] = {
     "natural": Style(temperature=0.25, gain=0.85, full_confidence=0.7),
-    "vivid": Style(temperature=0.4, gain=1.45),
+    "vivid": Style(temperature=0.35, gain=1.35, full_confidence=0.5),
 }
 
 
@@ -83,13 +83,21 @@ def apply_prediction(image: ImageData, prediction: ColourPrediction) -> ImageDat
 def predict_chroma(
     pixels: Pixels, model: ColourModel, options: ColouriseOptions | None = None
 ) -> Float32[np.ndarray, "small_height small_width 2"]:
-    """Return only the small chroma map (a* and b* of CIELAB), which video colourisation requires."""
-    return predict_colours(pixels, model, options or ColouriseOptions()).chroma
+    """Return only the small chroma map (a* and b* of CIELAB), which video colourisation requires.
+
+    The lightness is not prepared (see :func:`predict_colours`): if that changed between frames, a video would flicker.
+    """
+    return predict_colours(pixels, model, options or ColouriseOptions(), prepare=False).chroma
 
 
-def predict_colours(pixels: Pixels, model: ColourModel, options: ColouriseOptions) -> ColourPrediction:
-    """Return the small chroma map of an image, with the predicted distribution and the rules of the constraints."""
-    plane, distribution = _predict(pixels, model)
+def predict_colours(
+    pixels: Pixels, model: ColourModel, options: ColouriseOptions, *, prepare: bool = True
+) -> ColourPrediction:
+    """Return the small chroma map of an image, with the predicted distribution and the rules of the constraints.
+
+    ``prepare`` improves the input of a photo model for old prints, see :func:`network_input.prepare_lightness`.
+    """
+    plane, distribution = _predict(pixels, model, prepare)
     style = STYLES[options.style]
     size, constraints = (pixels.shape[0], pixels.shape[1]), options.constraints
     if options.hints is not None:
@@ -107,15 +115,16 @@ def predict_colours(pixels: Pixels, model: ColourModel, options: ColouriseOption
 
 def predict_distribution(pixels: Pixels, model: ColourModel) -> ChromaDistribution:
     """Return the predicted distribution, merged over all scales, at the output size of the largest scale."""
-    return _predict(pixels, model)[1]
+    return _predict(pixels, model, True)[1]
 
 
-def _predict(pixels: Pixels, model: ColourModel) -> tuple[Plane, ChromaDistribution]:
-    """Return the lightness from which the inputs of the model are computed, and the predicted distribution."""
+def _predict(pixels: Pixels, model: ColourModel, prepare: bool) -> tuple[Plane, ChromaDistribution]:
+    """Return the reduced lightness of the image, and the distribution that is predicted from it."""
     plane = _downsampled_lightness(pixels, 2 * max(model.scales))
-    predictions = [_predict_at_scale(plane, model, side) for side in model.scales]
+    model_input = prepare_lightness(plane) if prepare and model.is_photo else plane
+    predictions = [_predict_at_scale(model_input, model, side) for side in model.scales]
     height, width = predictions[-1].shape[1:]
-    lightness_map = _resize(plane, height, width).clip(0, 100)
+    lightness_map = resize_plane(plane, height, width).clip(0, 100)
     # If the model is very certain, the probabilities of other classes are 0 in float32. Keep their logarithms finite.
     smallest = np.finfo(np.float32).tiny
     resized = (np.log(np.maximum(resize_planes(probs, height, width), smallest)) for probs in predictions)
@@ -146,7 +155,7 @@ def _predict_at_scale(plane: Plane, model: ColourModel, side: int) -> Float32[np
     height, width = (
         max(divisor, round(min(length * scale, MAX_ASPECT_RATIO * side) / divisor) * divisor) for length in plane.shape
     )
-    model_input = _resize(plane, height, width).clip(0, 100)
+    model_input = resize_plane(plane, height, width).clip(0, 100)
     if model.is_photo:
         model_input /= 100
         both = softmax(model.predict(np.stack([model_input, model_input[:, ::-1]])[:, None]), 1)
@@ -154,9 +163,3 @@ def _predict_at_scale(plane: Plane, model: ColourModel, side: int) -> Float32[np
     # Palette models expect the mean of R, G and B divided by 256. ``lightness_to_grey`` returns sRGB values in [0, 1].
     grey = lightness_to_grey(model_input) * np.float32(255 / 256)
     return softmax(model.predict(grey[None, None]), 1)[0]
-
-
-def _resize(plane: Plane, height: int, width: int) -> Plane:
-    """Resize one plane by bicubic interpolation with antialiasing."""
-    resized = Image.fromarray(np.asarray(plane, np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    return np.array(resized, np.float32)

@@ -140,7 +140,7 @@ class OnnxNetwork(nn.Module):
 
 
 #: Short sides, in pixels, to which images are resized for the test-time augmentation of a photo model.
-PHOTO_SCALES = (192, 256)
+PHOTO_SCALES = (160, 224)
 
 #: Short sides, in pixels, for palette models: the size of all CIFAR-10 images.
 CIFAR_SCALES = (32,)

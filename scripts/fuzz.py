@@ -294,7 +294,7 @@ def small_models() -> list[Any]:
 
     cells = np.stack(np.meshgrid(*[np.arange(-1, 2)] * 2, indexing="ij"), -1).reshape(-1, 2)
     bins = ChromaBins((10 * cells).astype(np.float32), np.full(9, 1 / 9, np.float32), 10.0)
-    photo_args = {"num_colours": 9, "widths": (4, 4, 4), "blocks": (1, 1, 1)}
+    photo_args = {"num_colours": 9, "widths": (4, 4, 4, 4), "blocks": (1, 1, 1, 1)}
     palette, unet_args = load_palette("horse24"), {"kernel": 3, "num_filters": 2, "num_colours": 24}
     return [
         PhotoModel(PhotoNet(**photo_args), bins, model_metadata("photo", photo_args, bins)),

@@ -42,7 +42,6 @@ from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
 from chromabox.engine.distributed import DistInfo
 from chromabox.engine.options import lr_factor
 
-MODEL_ARGS = {"widths": [64, 112, 192, 288], "blocks": [1, 1, 2, 2]}
 PACKED_SIDE, PACKED_ASPECT, WEBP_QUALITY = 192, 1.5, 33
 #: Maximum size of the files. The first one leaves space for the model.
 MAX_PACK_BYTES, MAX_FIRST_PACK_BYTES = 46 << 20, 20 << 20
@@ -58,9 +57,7 @@ def pack(data: Path, target: Path) -> None:
     photos = load_photos(data)
     target.mkdir(parents=True, exist_ok=True)
     recipe = make_photo_recipe("default")
-    config = PhotoConfig(
-        data=str(data), recipe_name="default", recipe=recipe, init="efficientnet-lite0", model_args=MODEL_ARGS
-    )
+    config = PhotoConfig(data=str(data), recipe_name="default", recipe=recipe, init="efficientnet-lite0")
     torch.manual_seed(config.seed)
     initial = init_model(config, photos, None)
     metadata = {**model_metadata("photo", initial.model_args, initial.bins), "start": initial.init, "seed": config.seed}

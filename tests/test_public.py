@@ -90,9 +90,10 @@ FLAGS = {
     "detect": "-o --output --weights --format --confidence --iou --classes --size --device --workers --overwrite "
     "--no-overwrite",
     "verify": "--tolerance",
-    "score": "-o --output --overwrite --no-overwrite",
-    "train": "--recipe --data --palette --seed -o --output --resume --epochs --batch-size --accumulate --learning-rate "
-    f"--val-fraction --patience --size --kernel --num-filters --dilation --init {RUNTIME}",
+    "score": "-o --output --fid --overwrite --no-overwrite",
+    "train": "--recipe --data --palette --seed -o --output --resume --epochs --max-steps --batch-size "
+    f"--accumulate --learning-rate --val-fraction --patience --size --max-size --kernel --num-filters "
+    f"--dilation --init {RUNTIME}",
     "finetune": "-o --output --weights --freeze --recipe --epochs --size --batch-size --cached-views --cache-memory "
     f"--keep-old-classes --no-keep-old-classes --retention-data --patience --seed --resume {RUNTIME}",
     "evaluate": "--data --temperature --split --size -o --output",

@@ -337,7 +337,7 @@ def score(
     /,
     *,
     output: OutputPath = Path("scores"),
-    fid: Annotated[Path | None, option("ONNX")] = None,
+    fid: Annotated[Path | None, option("ONNX", "no FID")] = None,
     overwrite: bool = False,
 ) -> int:
     """Compare colourised images with their originals.

@@ -53,7 +53,7 @@ def photo_model(tmp_path_factory: pytest.TempPathFactory) -> ColourModel:
     network = PhotoNet(len(cells), widths=(8, 8, 8, 8), blocks=(1, 1, 1, 1))
     model = PhotoModel(network, bins, model_metadata("photo", {}, bins))
     bias = 3 * (bins.centres == 0).all(1)  # grey is more likely than any other colour
-    return write_colour_model(tmp_path_factory.mktemp("model") / "photo.onnx", model, seed=2, scale=2, bias=bias)
+    return write_colour_model(tmp_path_factory.mktemp("model") / "photo.onnx", model, seed=2, scale=6, bias=bias)
 
 
 @pytest.fixture(params=["palette_model", "photo_model"])

@@ -35,7 +35,7 @@ MODEL_ARGS = {
     "conv-transpose": {"num_filters": 4, "num_colours": 5, "dilation": 2},
     "unet": {"num_filters": 4, "num_colours": 5},
     "colournet": {"num_colours": 5, "widths": (4, 6, 8), "blocks": (1, 1, 1), "hats": 8},
-    "photo": {"num_colours": 6, "widths": (8, 8, 8), "blocks": (1, 1, 1), "frozen": 3},
+    "photo": {"num_colours": 6, "widths": (8, 8, 8, 8), "blocks": (1, 1, 1, 1), "frozen": 3},
 }
 COLOURS = np.random.default_rng(0).random((5, 3), np.float32)
 BINS = ChromaBins(
@@ -129,7 +129,7 @@ def test_metadata_describes_the_model_completely(exported) -> None:
         properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
         assert properties["version"] == chromabox.__version__
         assert properties["multiple"] == str(model.network.size_divisor)
-    assert properties["stride"] == "8"
+    assert properties["stride"] == "4"
     assert "[batch, classes, height / 8, width / 8]" in properties["output"]
     assert json.loads(properties["looks"]) == [160, 224]
     np.testing.assert_array_equal(loaded.bins.centres, BINS.centres)

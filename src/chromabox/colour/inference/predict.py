@@ -122,6 +122,10 @@ def _predict(pixels: Pixels, model: ColourModel, prepare: bool) -> tuple[Plane, 
     """Return the reduced lightness of the image, and the distribution that is predicted from it."""
     plane = _downsampled_lightness(pixels, 2 * max(model.scales))
     model_input = prepare_lightness(plane) if prepare and model.is_photo else plane
+    if model.is_photo and (reduction := model.scales[0] / min(plane.shape)) < 1:
+        # Details that only large images have would make the prediction depend on the size of the image.
+        height, width = (max(1, round(length * reduction)) for length in plane.shape)
+        model_input = resize_plane(model_input, height, width)
     predictions = [_predict_at_scale(model_input, model, side) for side in model.scales]
     height, width = predictions[-1].shape[1:]
     lightness_map = resize_plane(plane, height, width).clip(0, 100)

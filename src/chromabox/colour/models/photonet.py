@@ -6,6 +6,7 @@ repository, which has ReLU6 activations and no squeeze-and-excitation. It can be
 pretrained on ImageNet.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -130,8 +131,8 @@ class PhotoNet(nn.Module):
     def __init__(
         self,
         num_colours: int,
-        widths: tuple[int, int, int, int] = (32, 80, 160, 256),
-        blocks: tuple[int, int, int, int] = (1, 1, 1, 2),
+        widths: Sequence[int] = (64, 112, 192, 288),
+        blocks: Sequence[int] = (1, 1, 2, 2),
         frozen: int = 0,
     ) -> None:
         super().__init__()

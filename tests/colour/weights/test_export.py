@@ -130,7 +130,7 @@ def test_metadata_describes_the_model_completely(exported) -> None:
         assert properties["version"] == chromabox.__version__
         assert properties["multiple"] == str(model.network.size_divisor)
     assert properties["stride"] == "4"
-    assert "[batch, classes, height / 8, width / 8]" in properties["output"]
+    assert "[batch, classes, height / 4, width / 4]" in properties["output"]
     assert json.loads(properties["looks"]) == [160, 224]
     np.testing.assert_array_equal(loaded.bins.centres, BINS.centres)
 

@@ -104,7 +104,8 @@ def test_dilation_does_not_change_the_counts(dilation: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "numbers"), [("colournet", {"widths": (3, 4, 5), "blocks": (1, 1, 1)}), ("photo", {"widths": (3, 4, 5, 8)})]
+    ("name", "numbers"),
+    [("colournet", {"widths": (3, 4, 5), "blocks": (1, 1, 1)}), ("photo", {"widths": (3, 4, 5, 8)})],
 )
 def test_counts_of_colournet_and_photo_equal_brute_force(name: str, numbers: dict) -> None:
     numbers = {"num_colours": 5, **numbers}

@@ -159,6 +159,7 @@ BAD_USAGE = [
     ("train photo --init NET --data PHOTOS", "expected a photo model"),
     ("evaluate", "use --data"),
     ("score nowhere PHOTOS", "nowhere"),
+    ("score PHOTOS PHOTOS -o GREY", "is a file; expected a folder"),
     ("colour GREY", "output"),
     ("colour nowhere.png -o out", "nowhere.png"),
     ("colour GREY -o GREY", "is the same file as the input"),

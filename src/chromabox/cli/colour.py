@@ -358,6 +358,8 @@ def score(
     from chromabox.io.paths import check_outputs
     from chromabox.report.scores import SCORE_FILES, report_scores
 
+    if output.is_file():
+        raise UsageError(f"--output: {output} is a file; expected a folder")
     tables, manifest = [output / name for name in SCORE_FILES], Manifest(output / MANIFEST_NAME, {})
     check_outputs(tables, [originals, coloured], overwrite=overwrite, manifest=manifest)
 

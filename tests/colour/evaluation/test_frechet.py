@@ -90,4 +90,4 @@ def test_scores_name_the_network_and_the_library(tmp_path: Path) -> None:
 def test_other_networks_are_rejected(tmp_path: Path, options: dict[str, object], message: str) -> None:
     path = write_network(tmp_path / "n.onnx", **options)  # type: ignore[arg-type]
     with pytest.raises(ChromaboxError, match=message):
-        FeatureNetwork(path).extract([np.zeros((4, 4, 3), np.uint8)])
+        FeatureNetwork(path)

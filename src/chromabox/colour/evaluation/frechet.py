@@ -63,6 +63,7 @@ class FeatureNetwork:
                 "expected tensor(float) or tensor(uint8) and [batch, 3, height, width]"
             )
         self.size = [side if isinstance(side, int) else DEFAULT_SIDE for side in shape[:1:-1]]
+        self.extract([np.zeros((1, 1, 3), np.uint8)])  # An unsuitable output is an error before images are read.
 
     def extract(self, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> Features:
         """Return the features of images. They are resized bilinearly (with antialiasing), without keeping the ratio."""

@@ -7,13 +7,13 @@ equal numbers of images.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float64, UInt8
 from PIL import Image
 
 from chromabox.errors import ChromaboxError
@@ -24,8 +24,6 @@ from chromabox.runtime.session import one_line, open_session
 DEFAULT_SIDE = 299
 #: Maximum file size in bytes.
 MAX_NETWORK_BYTES = 1 << 30
-#: Number of images that are processed together.
-BATCH_SIZE = 16
 
 Features = Float64[np.ndarray, "_ features"]
 
@@ -65,22 +63,16 @@ class FeatureNetwork:
         self.size = [side if isinstance(side, int) else DEFAULT_SIDE for side in shape[:1:-1]]
         self.extract([np.zeros((1, 1, 3), np.uint8)])  # An unsuitable output is an error before images are read.
 
-    def extract(self, images: Iterable[UInt8[np.ndarray, "_ _ 3"]]) -> Features:
-        """Return the features of images. They are resized bilinearly (with antialiasing), without keeping the ratio."""
-        parts, batch = [], []
-        for image in images:
-            resized = Image.fromarray(image).resize((self.size[0], self.size[1]), Image.Resampling.BILINEAR)
-            batch.append(np.asarray(resized).transpose(2, 0, 1))
-            if len(batch) == BATCH_SIZE:
-                parts.append(self._run(np.stack(batch)))
-                batch = []
-        if batch:
-            parts.append(self._run(np.stack(batch)))
-        return np.concatenate(parts).astype(np.float64)
+    def extract(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Features:
+        """Return the features of images. They are resized bilinearly (with antialiasing), without keeping the ratio.
 
-    def _run(self, batch: UInt8[np.ndarray, "batch 3 height width"]) -> Float32[np.ndarray, "batch features"]:
-        values = batch.astype(np.float32) / 255 if self.is_float else batch
+        Raise ChromaboxError if the network cannot be run or its output has the wrong shape.
+        """
+        size = self.size[0], self.size[1]
+        resized = [Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images]
+        batch = np.stack([np.asarray(image).transpose(2, 0, 1) for image in resized])
         try:
+            values = batch.astype(np.float32) / 255 if self.is_float else batch
             (features,) = self.session.run(["features"], {"images": values})
         except Exception as error:  # ONNX Runtime's exceptions have no other common base class.
             raise ChromaboxError(f"{self.path}: ONNX Runtime cannot run the network ({one_line(error)})") from error
@@ -88,7 +80,7 @@ class FeatureNetwork:
             raise ChromaboxError(
                 f"{self.path}: the output has the shape {list(features.shape)}; expected [{len(batch)}, features]"
             )
-        return features
+        return features.astype(np.float64)
 
     def score(self, originals: Features, coloured: Features) -> FrechetScore:
         """Return the distance between the features of the originals and of the colourised images."""

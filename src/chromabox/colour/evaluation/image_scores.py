@@ -9,17 +9,19 @@ import itertools
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64, UInt8
 
 from chromabox.colour.chroma.lab import luminance_root
 from chromabox.colour.evaluation import metrics
-from chromabox.colour.evaluation.frechet import FeatureNetwork, Features, FrechetScore
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import ChromaboxError
 from chromabox.io.images import ImageData, find_images, read_image, to_uint8
+
+if TYPE_CHECKING:
+    from chromabox.colour.evaluation.frechet import FrechetScore
 
 #: A colourised image counts as worse than greyscale if its PSNR is lower by more than this value in dB.
 WORSE_THAN_GREY_DB = 0.5
@@ -87,7 +89,7 @@ class ScoreReport:
 
     files: list[FileScores]
     failed: dict[Path, str]
-    frechet: FrechetScore | None = None
+    frechet: "FrechetScore | None" = None
 
     @property
     def mean(self) -> dict[str, float | None]:
@@ -225,10 +227,14 @@ def score_folders(
     distance, which is computed for two or more files. ``show_progress`` shows a progress bar on a terminal. Raise
     UsageError if a path does not exist, and ChromaboxError if a folder contains no images or the ONNX file is invalid.
     """
-    network = None if fid_network is None else FeatureNetwork(fid_network)
+    network = None
+    if fid_network is not None:
+        from chromabox.colour.evaluation.frechet import FeatureNetwork  # Imports ONNX Runtime.
+
+        network = FeatureNetwork(fid_network)
     pairs, failed = pair_files(originals, coloured)
     files: list[FileScores] = []
-    features: list[Features] = []
+    features: list[Float64[np.ndarray, "2 _"]] = []
     with progress_bar("scoring", len(pairs), unit="images", show=show_progress) as tick:
         for (original, original_name), (result, result_name) in pairs:
             try:

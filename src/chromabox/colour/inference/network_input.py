@@ -13,7 +13,7 @@ from chromabox.io.images import Pixels, to_uint8
 
 Plane = Float32[np.ndarray, "_ _"]
 
-#: Short side at which the noise is estimated: that of the largest scale at which the photo model is applied.
+#: Short side at which the noise is estimated.
 NOISE_SIDE = 256
 #: Product of the estimated noise and of the standard deviation of L* above which the resolution is reduced. Both are
 #: high for dots: dot screens have 300 to 1000 on average, scans with one bit per pixel 3000, and grain with a standard
@@ -51,7 +51,7 @@ def prepare_lightness(plane: Plane) -> Plane:
 
 def _remove_dots(plane: Plane) -> Plane:
     """Return the image without dots and strong grain, or unchanged if it has none or they cannot be removed."""
-    height, width = (max(1, round(side * min(1, NOISE_SIDE / min(plane.shape)))) for side in plane.shape)
+    height, width = reduced_size(plane, NOISE_SIDE)
     small = resize_plane(plane, height, width)
     if estimate_noise(small) * small.std() <= MAX_NOISE_TIMES_CONTRAST:
         return plane
@@ -74,6 +74,13 @@ def estimate_noise(plane: Plane) -> float:
     rows = plane[:-2] - 2 * plane[1:-1] + plane[2:]
     response = rows[:, :-2] - 2 * rows[:, 1:-1] + rows[:, 2:]
     return float(np.abs(response).mean(dtype=np.float64) * np.sqrt(np.pi / 2) / 6)
+
+
+def reduced_size(plane: Plane, side: int) -> tuple[int, int]:
+    """Return the height and width after reducing the short side to at most ``side`` pixels."""
+    scale = min(1.0, side / min(plane.shape))
+    height, width = (max(1, round(length * scale)) for length in plane.shape)
+    return height, width
 
 
 def resize_plane(plane: Plane, height: int, width: int) -> Plane:

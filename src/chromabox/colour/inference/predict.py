@@ -19,7 +19,7 @@ from chromabox.colour.chroma.lab import lightness_to_grey
 from chromabox.colour.chroma.recolour import apply_chroma, lightness, resize_planes
 from chromabox.colour.constraints.constraints import ColourConstraints, ColourPrediction, apply_constraints
 from chromabox.colour.constraints.hints import read_hints
-from chromabox.colour.inference.network_input import Plane, prepare_lightness, resize_plane
+from chromabox.colour.inference.network_input import Plane, prepare_lightness, reduced_size, resize_plane
 from chromabox.colour.weights.onnx_model import ColourModel
 from chromabox.io.images import ImageData, Pixels
 
@@ -122,10 +122,9 @@ def _predict(pixels: Pixels, model: ColourModel, prepare: bool) -> tuple[Plane, 
     """Return the reduced lightness of the image, and the distribution that is predicted from it."""
     plane = _downsampled_lightness(pixels, 2 * max(model.scales))
     model_input = prepare_lightness(plane) if prepare and model.is_photo else plane
-    if model.is_photo and (reduction := model.scales[0] / min(plane.shape)) < 1:
+    if model.is_photo and min(plane.shape) > model.scales[0]:
         # Details that only large images have would make the prediction depend on the size of the image.
-        height, width = (max(1, round(length * reduction)) for length in plane.shape)
-        model_input = resize_plane(model_input, height, width)
+        model_input = resize_plane(model_input, *reduced_size(plane, model.scales[0]))
     predictions = [_predict_at_scale(model_input, model, side) for side in model.scales]
     height, width = predictions[-1].shape[1:]
     lightness_map = resize_plane(plane, height, width).clip(0, 100)

@@ -137,7 +137,7 @@ class Batches(IterableDataset[tuple[int, PhotoBatch]]):
 @lru_cache(maxsize=1)
 def _epoch_batches(photos: StoredPhotos, size: int, seed: int, epoch: int) -> PhotoBatches:
     """Return the batches of an epoch. They are cached because they compute the order of all images."""
-    return PhotoBatches(photos, BATCH_SIZE, (size, size), seed, epoch, DistInfo(), degraded_fraction=0.25)
+    return PhotoBatches(photos, BATCH_SIZE, (size, size), seed, epoch, DistInfo(), PhotoConfig.degraded_fraction)
 
 
 class Ema:
@@ -177,7 +177,7 @@ def train(packs: Path, run: Path, *, workers: int, device: str) -> None:
     peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     val_photos = StoredPhotos(_read_pack(packs / "val.npz"))
     val_batches = [
-        make_photo_batch([center_crop(photo) for photo in val_photos[i : i + 50]], 192)
+        make_photo_batch([center_crop(photo) for photo in val_photos[i : i + 50]], SIZES[-1])
         for i in range(0, len(val_photos), 50)
     ]
 

@@ -12,8 +12,9 @@ from chromabox.cli.options import Float, Integer, OutputPath, log, log_lines, op
 from chromabox.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from chromabox.colour.inference.batch import ColouriseResult
     from chromabox.colour.inference.predict import ColouriseOptions
     from chromabox.colour.weights.onnx_model import ColourModel
     from chromabox.io.images import Pages
@@ -100,14 +101,7 @@ def colour(
     selected_pages = _parse_pages(pages)
     from chromabox.colour.api import parse_options
     from chromabox.colour.constraints.constraints import ColourConstraints
-    from chromabox.colour.inference.batch import (
-        BLACK_AND_WHITE,
-        IN_COLOUR,
-        NEARLY_GREY,
-        cache_key,
-        colourise_batch,
-        make_file_coloriser,
-    )
+    from chromabox.colour.inference.batch import cache_key, colourise_batch, make_file_coloriser
     from chromabox.colour.inference.load import open_model
     from chromabox.colour.inference.video import DEFAULT_SMOOTHING
     from chromabox.engine.logger import progress_bar
@@ -211,23 +205,7 @@ def colour(
     omitted = Counter(name for result in results for name in result.metadata.get("omitted", ()))
     if omitted:
         log_lines("not contained in the outputs: " + ", ".join(f"{name} ({count})" for name, count in omitted.items()))
-    left_out = [result.source for result in results if result.left_out]
-    in_colour, nearly_grey, black_and_white = (
-        [result.source for result in results if kind in result.metadata.get("observed", ())]
-        for kind in (IN_COLOUR, NEARLY_GREY, BLACK_AND_WHITE)
-    )
-    for paths, line in (
-        (in_colour, "already in colour, and their colours were replaced: {}; to leave them out, use --skip-colour"),
-        (left_out, "left out, because they are already in colour: {}"),
-        (nearly_grey, "nearly grey, because the model found no likely colours: {}; try --style vivid or --hints"),
-        (
-            black_and_white,
-            "nearly grey, because black and white pixels have no colours at their lightness: {}; "
-            "scan in greyscale, or make the image smaller so that it has grey levels",
-        ),
-    ):
-        if paths:
-            log_lines(line.format(_count_and_name(paths)))
+    log_lines(*_describe_observations(results))
     failed = [result for result in results if result.error is not None]
     done = sorted((result.source, result.target) for result in results if not (result.error or result.left_out))
     drawn = [pair for pair in done if pair[0] not in videos]
@@ -238,14 +216,38 @@ def colour(
     if has_folder:
         skipped = sum(result.skipped for result in results)
         counts = {"colourised": len(done) - skipped, "up to date": skipped, "failed": len(failed)}
-        if left_out:
-            counts["left out"] = len(left_out)
+        if num_left_out := sum(result.left_out for result in results):
+            counts["left out"] = num_left_out
         counts["not processed"] = sum(map(len, selection.skipped.values()))
         log_lines(", ".join(f"{name}: {count}" for name, count in counts.items()), *count_skipped(selection.skipped))
     failures = [result.error for result in failed] + selection.unreadable
     for failure in failures:
         log.warning(f"failed: {failure}")
     return 1 if failures else 0
+
+
+def _describe_observations(results: "Sequence[ColouriseResult]") -> list[str]:
+    """Return a line for each kind of image of which the user should know: in colour, left out or nearly grey."""
+    from chromabox.colour.inference.batch import BLACK_AND_WHITE, IN_COLOUR, NEARLY_GREY
+
+    in_colour, nearly_grey, black_and_white = (
+        [result.source for result in results if kind in result.metadata.get("observed", ())]
+        for kind in (IN_COLOUR, NEARLY_GREY, BLACK_AND_WHITE)
+    )
+    lines = (
+        (in_colour, "already in colour, and their colours were replaced: {}; to leave them out, use --skip-colour"),
+        (
+            [result.source for result in results if result.left_out],
+            "left out, because they are already in colour: {}",
+        ),
+        (nearly_grey, "nearly grey, because the model found no likely colours: {}; try --style vivid or --hints"),
+        (
+            black_and_white,
+            "nearly grey, because black and white pixels have no colours at their lightness: {}; "
+            "scan in greyscale, or make the image smaller so that it has grey levels",
+        ),
+    )
+    return [line.format(_count_and_name(paths)) for paths, line in lines if paths]
 
 
 def _count_and_name(paths: list[Path]) -> str:

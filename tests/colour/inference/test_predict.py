@@ -125,13 +125,20 @@ def test_only_the_lightness_of_a_colour_image_is_used(model: ColourModel) -> Non
     assert np.median(difference) < 1
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (77, 41), (400, 300), (1, 3000)])
-def test_prediction_has_a_fixed_size(model: ColourModel, shape: tuple[int, int]) -> None:
+SHAPES = [(1, 1), (3, 200), (77, 41), (400, 300), (1, 3000), (1000, 1500), (1500, 1000), (1344, 1800), (600, 2300)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_prediction_has_a_fixed_size_and_the_aspect_ratio_of_the_image(
+    model: ColourModel, shape: tuple[int, int]
+) -> None:
     distribution = predict_distribution(np.full((*shape, 3), 80, np.uint8), model)
     height, width = distribution.log_probabilities.shape[1:]
     side, stride = (max(PHOTO_SCALES), PhotoNet.stride) if model.is_photo else (max(CIFAR_SCALES), 1)
     assert abs(min(height, width) * stride - side) <= 16
-    assert max(height, width) * stride <= 4 * side
+    expected_ratio = min(max(shape) / min(shape), 4)
+    assert max(height, width) * stride == pytest.approx(expected_ratio * side, abs=17)
+    assert (height < width) == (shape[0] < shape[1])
     assert distribution.lightness.shape == (height, width)
     np.testing.assert_allclose(np.exp(distribution.log_probabilities).sum(0), 1, rtol=1e-5)
 

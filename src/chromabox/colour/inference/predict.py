@@ -27,6 +27,8 @@ StyleName = Literal["natural", "vivid"]
 
 #: Maximum ratio of the long to the short side of the model's input. Longer images are compressed to this ratio.
 MAX_ASPECT_RATIO = 4
+#: Short side in pixels to which the lightness is reduced before it is resized to the scales of a photo model.
+DETAIL_SIDE = 128
 
 
 @dataclass(frozen=True)
@@ -122,9 +124,9 @@ def _predict(pixels: Pixels, model: ColourModel, prepare: bool) -> tuple[Plane, 
     """Return the reduced lightness of the image, and the distribution that is predicted from it."""
     plane = _downsampled_lightness(pixels, 2 * max(model.scales))
     model_input = prepare_lightness(plane) if prepare and model.is_photo else plane
-    if model.is_photo and min(plane.shape) > model.scales[0]:
+    if model.is_photo and min(plane.shape) > DETAIL_SIDE:
         # Details that only large images have would make the prediction depend on the size of the image.
-        model_input = resize_plane(model_input, *reduced_size(plane, model.scales[0]))
+        model_input = resize_plane(model_input, *reduced_size(plane, DETAIL_SIDE))
     predictions = [_predict_at_scale(model_input, model, side) for side in model.scales]
     height, width = predictions[-1].shape[1:]
     lightness_map = resize_plane(plane, height, width).clip(0, 100)
@@ -142,9 +144,10 @@ def _downsampled_lightness(pixels: Pixels, side: int) -> Plane:
     approximation is fast and does not affect the prediction noticeably.
     """
     pixels_8bit = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
-    factors = tuple(max(1, length // side) for length in (pixels_8bit.shape[1], pixels_8bit.shape[0]))
-    # The long side of a long image is reduced by a larger factor. The short side keeps its resolution.
-    factor = (min(factors[0], max(1, 4 * factors[1])), min(factors[1], max(1, 4 * factors[0])))
+    # Longer images are compressed to the maximum ratio of the sides anyway.
+    short = max(1, min(pixels_8bit.shape[:2]) // side)
+    factors = [max(short, length // (MAX_ASPECT_RATIO * side)) for length in pixels_8bit.shape[:2]]
+    factor = factors[1], factors[0]
     reduced = pixels_8bit if factor == (1, 1) else np.asarray(Image.fromarray(pixels_8bit).reduce(factor))
     return lightness(reduced)
 

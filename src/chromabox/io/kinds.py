@@ -127,10 +127,10 @@ class FolderContent:
 
 
 def count_skipped(skipped: Mapping[str, Sequence[Path]]) -> list[str]:
-    """Return a line for each reason why files are not processed, with their number and the first names."""
+    """Return a line for each reason why files are not processed, with their number and the first paths."""
     lines = []
     for reason, paths in sorted(skipped.items()):
-        names = ", ".join(path.name for path in paths[:3])
+        names = ", ".join(str(path) for path in paths[:3])
         lines.append(f"not processed: {reason}: {len(paths)} ({names}{', …' if len(paths) > 3 else ''})")
     return lines
 

@@ -49,6 +49,8 @@ def report_scores(
     """
     report = score_folders(originals, coloured, fid_network=fid_network, show_progress=True)
     print_scores(report, f"{coloured} compared with {originals}")
+    if fid_network is not None and report.frechet is None:
+        print(f"no FID: expected two or more images that can be scored, found {len(report.files)}")
     if folder is not None:
         for path in write_scores(report, folder):
             print(escape_unprintable(str(path)))
@@ -108,3 +110,8 @@ def print_scores(report: ScoreReport, title: str) -> None:
     if (frechet := report.frechet) is not None:
         print(f"FID over {frechet.images} images: {frechet.distance:.2f}")
         print(f"  features: {frechet.network}, sha256 {frechet.sha256}, {frechet.backend}")
+        if frechet.images < frechet.features:
+            print(
+                f"  With fewer images than features ({frechet.features}), the FID is too large; compare it only with "
+                f"FIDs of {frechet.images} images."
+            )

@@ -312,7 +312,7 @@ def verify(
         coloured: The colourised image, of the same size.
         tolerance: Largest accepted mean difference of L*.
     """
-    from chromabox.colour.evaluation.image_scores import compare_lightness
+    from chromabox.colour.evaluation.image_scores import compare_lightness, first_page_notes
     from chromabox.colour.inference.batch import read_provenance
     from chromabox.io.images import read_image
 
@@ -322,12 +322,11 @@ def verify(
     change = compare_lightness(before, after, f"{coloured} and {original}")
     is_kept = change.mean <= tolerance
     verdict = "the lightness is that of the original" if is_kept else "the lightness differs from that of the original"
-    for path, image in ((original, before), (coloured, after)):
-        if image.num_frames > 1:
-            log.info(f"{path} has {image.num_frames} frames or pages; only the first is compared")
+    log_lines(*first_page_notes({original: before, coloured: after}))
     log.info(f"difference of L*: mean {change.mean:.3f}, maximum {change.maximum:.3f}")
     for row, regions in zip(("top", "middle", "bottom"), change.regions, strict=False):
-        log.info(f"  {row:8}" + "".join(f"  mean {mean:.3f}, maximum {peak:.3f}" for mean, peak in regions))
+        if regions:  # An image with fewer than three rows has fewer regions.
+            log.info(f"  {row:8}" + "".join(f"  mean {mean:.3f}, maximum {peak:.3f}" for mean, peak in regions))
     log.info(f"{verdict}: the mean is {'at most' if is_kept else 'more than'} {tolerance:g}")
     statement = read_provenance(after.metadata.xmp)
     log.info(f"{coloured} states:" if statement else f"{coloured} does not state how it was made")

@@ -49,7 +49,7 @@ def value_registry() -> ConstructorRegistry:
     def parse_value(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         members = get_args(info.type) if NoneType in get_args(info.type) else (info.type,)
         kinds = [member for member in members if member is not NoneType]
-        kind = kinds[0] if len(kinds) == 1 else None
+        kind: Any = kinds[0] if len(kinds) == 1 else None
         is_list = get_origin(kind) is tuple and get_args(kind)[1:] == (...,)
         item = get_args(kind)[0] if is_list else kind
         choices = get_args(item) if get_origin(item) is Literal else ()

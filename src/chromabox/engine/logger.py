@@ -90,7 +90,8 @@ def read_metrics(folder: Path, min_epochs: int = 0) -> list[EpochRecord]:
     Raise ChromaboxError if another line is damaged or if the file has fewer than ``min_epochs`` records. Access to a
     metric that a record lacks also raises ChromaboxError.
     """
-    path, records = folder / "metrics.jsonl", []
+    path = folder / "metrics.jsonl"
+    records: list[EpochRecord] = []
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -154,6 +154,8 @@ def name_outputs(selection: Selection, output: Path) -> list[tuple[Path, Path]]:
     Raise UsageError for an output that is an input, a suffix that cannot be written, several inputs with one output
     file, and two inputs that would have the same output. Raise ChromaboxError for a folder that cannot be written to.
     """
+    if str(output) == "-" or output.name.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        raise UsageError(f"{output}: is not a file name; expected the path of a file or a folder")
     suffix = output.suffix.lower()
     writable = WRITABLE_SUFFIXES if selection.images else WRITABLE_VIDEO_SUFFIXES
     is_file_name = suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | _OTHER_SUFFIXES and not output.is_dir()

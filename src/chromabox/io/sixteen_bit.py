@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import Image, PngImagePlugin, PpmImagePlugin, TiffImagePlugin
 
 from chromabox.errors import ChromaboxError
 from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, INTEROP_DIRECTORY, keep_descriptive, restore_types
@@ -46,6 +46,8 @@ _STRIP_BYTES, _TIFF_LEVEL = 1 << 18, 6
 
 PixelValues16 = UInt16[np.ndarray, "height width channels"]
 PixelValues = PixelValues16 | UInt8[np.ndarray, "height width channels"]
+#: The headers of JPEG 2000 and AVIF lie in these first bytes, except after an exceptionally long profile or EXIF.
+_HEADER_BYTES = 1 << 20
 #: Floating-point values may exceed the range by this much, because resizing and rounding leave small overshoots.
 FLOAT_TOLERANCE = 1e-3
 
@@ -128,6 +130,43 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> UInt16[np.nd
             straight = (row[:, :-1].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
             row[:, :-1] = np.where(alpha > 0, straight.clip(max=65535), row[:, :-1])
     return values
+
+
+def stated_precision(path: Path, image: Image.Image) -> tuple[int, str]:
+    """Return the bits per channel that the header of an open file states, and a description of its values.
+
+    Only formats that are read with fewer bits are examined. The result for the others is 8.
+    """
+    bits, header = 8, b""
+    if image.format in ("JPEG2000", "AVIF"):
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    if image.mode == "F" or isinstance(getattr(image, "fp", None), BytesIO):  # From `float_tiff_as_integers`.
+        return 32, "floating-point values"
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode != "I":  # 32-bit values are at most 65535.
+        bits = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
+    elif isinstance(image, PpmImagePlugin.PpmImageFile) and isinstance(image.tile[0].args, tuple):
+        bits = int(image.tile[0].args[1]).bit_length()
+    elif (start := header.find(b"\xff\x4f\xff\x51")) >= 0:  # ISO/IEC 15444-1, A.5.1: Ssiz of the first component.
+        bits = (header[start + 42] & 0x7F) + 1 if len(header) > start + 42 else 8
+    elif (start := header.find(b"av1C")) >= 0:  # AV1 in ISOBMFF, 2.3.3: high_bitdepth and twelve_bit.
+        bits = {0x40: 10, 0x60: 12}.get(header[start + 6] & 0x60, 8) if len(header) > start + 6 else 8
+    elif image.format == "HEIF":
+        bits = image.info.get("bit_depth", 8)
+    return bits, f"values with {bits} bits per channel"
+
+
+def describe_tiff(path: Path) -> str | None:
+    """Return a description of the first page of a TIFF, or None if its header cannot be read."""
+    from tifffile import TiffFile
+
+    try:
+        with TiffFile(path) as file:
+            page = file.pages.first
+            kind, compression = (getattr(code, "name", code) for code in (page.photometric, page.compression))
+            return f"{kind}, {page.samplesperpixel} × {page.bitspersample} bits, compression {compression}"
+    except Exception:  # tifffile raises many types of exceptions for corrupt files.
+        return None
 
 
 def float_tiff_as_integers(path: Path) -> bytes | None:

@@ -63,7 +63,9 @@ def read_hints(path: Path, image_size: tuple[int, int]) -> Hints:
     height, width = mask.shape
     if abs(width * image_size[0] / (height * image_size[1]) - 1) > 1 / height + 1 / width:
         size, expected = f"{width} × {height} pixels", f"{image_size[1]} × {image_size[0]}"
-        raise UsageError(f"hints: the size of {path} is {size}; expected the aspect ratio of the photograph, {expected}")
+        raise UsageError(
+            f"hints: the size of {path} is {size}; expected the aspect ratio of the photograph, {expected}"
+        )
     return hints_from_pixels(pixels, mask, image_size)
 
 

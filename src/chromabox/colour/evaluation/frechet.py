@@ -88,7 +88,7 @@ class FeatureNetwork:
         """Return the distance between the features of the originals and of the colourised images."""
         backend = f"onnxruntime {onnxruntime.__version__}"
         distance = frechet_distance(originals, coloured)
-        return FrechetScore(distance, *originals.shape, backend, self.path.name, self.sha256)
+        return FrechetScore(distance, len(originals), originals.shape[1], backend, self.path.name, self.sha256)
 
 
 def frechet_distance(first: Features, second: Features) -> float:

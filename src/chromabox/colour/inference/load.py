@@ -46,7 +46,8 @@ def open_model(path: Path | None = None, *, threads: int | None = None, device: 
         from chromabox.engine.export import one_thread
     except ImportError as error:
         raise missing_package(f"{path}: loading a checkpoint that is not an exported .onnx file", error) from error
+    colour_model = load_model(checkpoint)
     log.info(f"exporting {checkpoint} to {exported}")
     with one_thread():
-        export_onnx(load_model(checkpoint), exported)
+        export_onnx(colour_model, exported)
     return load_onnx_model(exported, threads=threads, device=device)

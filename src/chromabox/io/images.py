@@ -143,12 +143,13 @@ def from_float(
 def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
     """Read the image in the file at `path`, or its first page or frame, and return it upright.
 
-    16-bit PNG and TIFF and floating-point TIFF in [0, 1] are read at 16 bits. Floating-point values may exceed the
-    range by 0.001, and are clipped. CMYK and colour images of other formats are read at 8 bits, which `changes`
-    state. Values in another colour space are converted to sRGB. Invalid metadata is omitted. Raise ChromaboxError for a
-    missing or empty file, a folder, pipe or device, an unknown format, a truncated or corrupt image, an image without
-    pixels, with more than `max_pixels` pixels or with more pixels than Pillow allows (179 million), an HDR image, and a
-    pixel mode without a defined range of values. A JPEG that lacks only its end marker is read.
+    PNG, TIFF and JPEG 2000 with 16 bits and floating-point TIFF in [0, 1] are read at 16 bits. Floating-point values
+    may exceed the range by 0.001, and are clipped. CMYK and colour images of other formats are read at 8 bits, which
+    `changes` state. Values in another colour space are converted to sRGB. Invalid metadata is omitted. Raise
+    ChromaboxError for a missing or empty file, a folder, pipe or device, an unknown format, a truncated or corrupt
+    image, an image without pixels, with more than `max_pixels` pixels or with more pixels than Pillow allows (179
+    million), an HDR image, and a pixel mode without a defined range of values. A JPEG that lacks only its end marker is
+    read.
     """
     with _open_image(path) as image:
         return _read_page(path, image, _find_pages(image), 0, max_pixels)
@@ -566,6 +567,8 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
             image, notes = completed, ("the end marker of the JPEG file is missing, but the image is complete",)
         image.load()
         orientation = 1 if image.format == "TIFF" else read_orientation(image)
+    elif image.format == "JPEG2000":
+        orientation = read_orientation(image)
     if values is None and image.mode in _HIGH_BIT_GREY_MODES:
         values = to_uint16(path, np.asarray(image))
     if values is None:

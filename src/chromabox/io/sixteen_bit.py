@@ -1,4 +1,4 @@
-"""PNG and TIFF with 16 bits per channel, which Pillow reads and writes at 8 bits, and TIFF with other bit depths.
+"""Images with 16 bits per channel, which Pillow reads and writes at 8 bits, and TIFF with other bit depths.
 
 TIFF files with 8 bits are written here too, because Pillow cannot write both compressed pixels and an EXIF directory.
 Floating-point TIFF files and greyscale TIFF files with 32 or 64 bits are read here, because Pillow does not support
@@ -80,7 +80,7 @@ def to_uint16(path: Path, values: np.ndarray) -> UInt16[np.ndarray, "..."]:
 
 
 def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | None:
-    """Return the values of a 16-bit PNG or TIFF, or of a TIFF with more bits, in the stored orientation.
+    """Return the values of a 16-bit PNG, TIFF or JPEG 2000, or of a TIFF with more bits, in the stored orientation.
 
     Floating-point, signed and 32-bit values are converted to 16 bits (see `to_uint16`). Pillow reads them wrongly if
     they are compressed and big-endian. Return None for any other format or bit depth. `image` is the open file. The
@@ -96,7 +96,25 @@ def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | No
         import imagecodecs
 
         return imagecodecs.png_decode(encoded)  # A transparent colour is returned as alpha.
+    if image.format == "JPEG2000" and image.mode != "CMYK":
+        return _read_jpeg2000(path, stated_precision(path, image)[0])
     return _read_tiff(path, image) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+
+
+def _read_jpeg2000(path: Path, bits: int) -> UInt16[np.ndarray, "..."] | None:
+    """Return the values of a JPEG 2000 file with 9 to 16 bits, scaled to 16 bits, and None for other precisions.
+
+    Pillow reads colours at 8 bits, and white as black, because its rounding exceeds 255.
+    """
+    if not 8 < bits <= 16:
+        return None
+    import imagecodecs
+
+    values = imagecodecs.jpeg2k_decode(path.read_bytes())
+    if values.dtype != np.uint16:  # Signed values, which are rare.
+        return None
+    maximum = (1 << bits) - 1
+    return ((values.astype(np.uint32) * 65535 + maximum // 2) // maximum).astype(np.uint16)
 
 
 def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> UInt16[np.ndarray, "..."] | None:

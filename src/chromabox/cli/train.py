@@ -121,7 +121,8 @@ def train(args: TrainArgs) -> int:
     from chromabox.report.training import plot_run
 
     folder = args.resume or args.output or Path("runs") / f"{args.model}-{args.recipe}-seed{args.seed}"
-    check_writable_folder(folder)
+    if args.resume is None or folder.exists():
+        check_writable_folder(folder)
     run = RunDir(folder)
     with init_distributed() as dist_info:
         # Only the main process checks this, because another process could already find the run that the main process

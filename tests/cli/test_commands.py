@@ -175,7 +175,6 @@ BAD_USAGE = [
     ("evaluate", "use --data"),
     ("score nowhere PHOTOS", "nowhere"),
     ("score PHOTOS PHOTOS -o GREY", "is a file; expected a folder"),
-    ("score PHOTOS PHOTOS -o GREY/sub", "cannot be created: "),
     ("colour GREY", "--output PATH"),
     ("colour nowhere.png -o out", "nowhere.png"),
     ("colour GREY -o GREY", "is the same file as the input"),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from chromabox.colour.weights.checkpoint import PaletteModel, PhotoModel
@@ -50,3 +51,20 @@ def write_colour_model(
     helper.set_model_props(file, onnx_metadata(model))
     path.write_bytes(file.SerializeToString())
     return load_onnx_model(path)
+
+
+def write_feature_network(
+    path: Path, *, dtype: int = TensorProto.FLOAT, size: int | str = 8, flat: bool = True, channels: int = 3
+) -> Path:
+    """Write a network whose features are the means of the channels of each image."""
+    nodes = [helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT)]
+    nodes.append(helper.make_node("ReduceMean", ["values"], ["features"], axes=[2, 3], keepdims=int(not flat)))
+    shape = ["batch", channels, size, size]
+    graph = helper.make_graph(
+        nodes,
+        "means",
+        [helper.make_tensor_value_info("images", dtype, shape)],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, None)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
+    return path

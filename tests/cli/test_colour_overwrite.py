@@ -170,7 +170,7 @@ def test_outputs_that_are_inputs_or_other_outputs_are_refused(
 ) -> None:
     for name in ("nets.py", "set.json", "palette.gpl", "in/x.safetensors", "in/x.onnx"):
         Path(name).write_bytes(MINE)
-    Image.new("RGBA", (24, 24)).save("hints.png")
+    Image.new("RGBA", (24, 24), "red").save("hints.png")
     before = files()
     code, out, err = chromabox(*line.split(), "--overwrite")
     assert (code, out) == (2, "")

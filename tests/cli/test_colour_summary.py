@@ -54,7 +54,7 @@ def run_colour(
 def test_summary_names_images_in_colour_and_grey_results_also_when_they_are_up_to_date(
     folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first_names = ", ".join(f"colour{number}.png" for number in range(5))
+    first_names = ", ".join(f"{folder}/colour{number}.png" for number in range(5))
     for counts in (
         "colourised: 8, up to date: 0, failed: 1, not processed: 1",
         "colourised: 0, up to date: 8, failed: 1, not processed: 1",
@@ -66,10 +66,26 @@ def test_summary_names_images_in_colour_and_grey_results_also_when_they_are_up_t
             "to leave them out, use --skip-colour"
         ) in lines
         assert (
-            f"nearly grey, because the model found no likely colours: 8 ({first_names}, …); "
-            "try --style vivid or --hints"
+            f"nearly grey, because the model found no likely colours: 8 ({first_names}, …); try --style vivid"
         ) in lines
+        assert f"not processed: unknown kind: 1 ({folder}/notes.txt)" in lines
         assert counts in lines
+
+
+@pytest.mark.parametrize(
+    ("style", "advice"), [("natural", "; try --style vivid or --hints"), ("vivid", "; try --hints")]
+)
+def test_advice_for_a_single_grey_result(
+    folder: Path,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    style: str,
+    advice: str,
+) -> None:
+    source, options = folder / "grey0.png", ("--style", style, "--model", model)
+    _, lines, _ = run_colour(monkeypatch, capsys, source, "-o", folder.with_name("out.png"), *options)
+    assert f"nearly grey, because the model found no likely colours: 1 ({source}){advice}" in lines
 
 
 def test_images_in_colour_are_left_out_and_counted(
@@ -79,7 +95,7 @@ def test_images_in_colour_are_left_out_and_counted(
     target = folder.with_name("out")
     code, lines, err = run_colour(monkeypatch, capsys, folder, "-o", target, "--model", model, "--skip-colour")
     assert (code, err) == (0, "")
-    names = ", ".join(f"colour{number}.png" for number in range(5))
+    names = ", ".join(f"{folder}/colour{number}.png" for number in range(5))
     assert f"left out, because they are already in colour: 6 ({names}, …)" in lines
     assert "colourised: 2, up to date: 0, failed: 0, left out: 6, not processed: 1" in lines  # 9 files in the folder
     assert sorted(path.name for path in target.glob("*.png")) == ["grey0.png", "grey1.png"]

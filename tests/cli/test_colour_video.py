@@ -34,7 +34,7 @@ def test_video_is_written_to_a_folder(
     ("options", "code", "message"),
     [
         (["-o", "out", "--contact-sheet", "sheet.xyz"], 2, "unsupported contact sheet format"),
-        (["-o", "file/out"], 1, "cannot be created"),
+        (["-o", "file/out"], 2, "cannot be created"),
     ],
 )
 def test_problems_of_the_outputs_are_found_before_the_work(

@@ -99,6 +99,15 @@ def test_damaged_or_missing_metrics_are_rejected_on_resuming(tmp_path: Path, tex
         MetricsLogger(tmp_path, epochs_done=1)
 
 
+def test_missing_metric_of_a_record_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "train_loss": 2.0}\n{"epoch": 2}\n')
+    first, second = read_metrics(tmp_path)
+    assert first["train_loss"] == 2
+    assert second.get("train_loss") is None
+    with pytest.raises(ChromaboxError, match=r"metrics\.jsonl: line 2: the value 'train_loss' is missing; restore"):
+        second["train_loss"]
+
+
 def test_no_output_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bar("training", 10) as advance:
         advance()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.errors import ChromaboxError
+from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import _delete_abandoned_files, atomic_write, check_writable_folder
 
 
@@ -111,8 +111,12 @@ def test_folders_that_cannot_be_written_to_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ChromaboxError, match=r"cannot be created: .*file is a file"):
         check_writable_folder(tmp_path / "file" / "folder")
+    with pytest.raises(UsageError, match="file is a file; expected a folder"):
+        check_writable_folder(tmp_path / "file")
+    with pytest.raises(ChromaboxError, match=r"cannot be created or written to \(File name too long\)"):
+        check_writable_folder(tmp_path / ("n" * 300))
     (tmp_path / "protected").mkdir(mode=0o500)
     if os.access(tmp_path / "protected", os.W_OK):
         pytest.skip("this user may write everywhere")
-    with pytest.raises(ChromaboxError, match="protected is not writable"):
+    with pytest.raises(ChromaboxError, match=r"cannot be created or written to .Permission denied"):
         check_writable_folder(tmp_path / "protected" / "new")

@@ -17,6 +17,7 @@ GREY = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
 OTHERS = {
     b"%PDF-1.7": "PDF document",
+    b"name".ljust(257, b"\0") + b"ustar\0": "archive",  # POSIX.1, pax interchange format
     b"8BPS\0\1": "Photoshop image",
     b"\0\0\0\x18ftypheic\0\0\0\0mif1heic": "HEIC image",
     b"\0\0\0\x18ftypisom\0\0\0\0isom": "MP4 or QuickTime video",

@@ -55,6 +55,84 @@ def test_float_tiff_is_read_at_16_bits(tmp_path: Path, case: str, channels: int)
     assert image_size(path) == (12, 10)
 
 
+GRADIENT = np.linspace(0, 65535, 12 * 10 * 3).reshape(12, 10, 3).astype(np.uint16)
+#: Encoded by libtiff's, OpenJPEG's and libavif's counterparts in tifffile and imagecodecs, with the bits that the line
+#: must name. The values are GRADIENT, rounded.
+PRECISIONS = {
+    "cmyk.tif": "values with 16 bits per channel were read with 8 bits",
+    "float.tif": "floating-point values were read with 16 bits",
+    "half.tif": "floating-point values were read with 16 bits",
+    "a16.jp2": None,
+    "a12.j2k": None,
+    "grey12.j2k": None,
+    "a8.jp2": None,
+    "a10.avif": "values with 10 bits per channel were read with 8 bits",
+    "a12.avif": "values with 12 bits per channel were read with 8 bits",
+    "a8.avif": None,
+    "a16.ppm": "values with 16 bits per channel were read with 8 bits",
+    "a10.ppm": "values with 10 bits per channel were read with 8 bits",
+    "a8.ppm": None,
+    "rgb16.tif": None,
+    "rgb16.png": None,
+    "grey16.jp2": None,
+}
+
+
+def encode_gradient(name: str) -> bytes:
+    stem, suffix = name.split(".")
+    bits = int("".join(char for char in stem if char.isdigit()) or 16)
+    values = GRADIENT[..., 0] if stem.startswith("grey") else GRADIENT
+    values = values >> (16 - bits) if bits > 8 else (values >> 8).astype(np.uint8)
+    if suffix in ("jp2", "j2k"):
+        return imagecodecs.jpeg2k_encode(values, level=0, codecformat=suffix, bitspersample=bits)
+    if suffix == "avif":
+        return imagecodecs.avif_encode(values, level=98, bitspersample=bits)
+    if suffix == "ppm":
+        return b"P6 10 12 %d\n" % ((1 << bits) - 1) + values.astype(">u2" if bits > 8 else "u1").tobytes()
+    if suffix == "png":
+        return imagecodecs.png_encode(values)
+    kinds = {"cmyk": np.dstack([65535 - values, values[..., :1] * 0]), "float": (values / 65535).astype(np.float32)}
+    kinds["half"] = kinds["float"].astype(np.float16)
+    file = BytesIO()
+    tifffile.imwrite(file, kinds.get(stem, values), photometric="separated" if stem == "cmyk" else "rgb")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_reduced_precision_is_stated(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(encode_gradient(name))
+    image = read_image(path)
+    stated = [change for change in image.changes if " were read with " in change]
+    assert stated == ([] if PRECISIONS[name] is None else [PRECISIONS[name]])
+    expected = GRADIENT[..., :1] if name.startswith("grey") else GRADIENT
+    np.testing.assert_allclose(
+        image.pixels / np.iinfo(image.pixels.dtype).max, expected / 65535 + 0 * image.pixels, atol=0.02
+    )
+
+
+def test_other_channels_of_a_tiff_are_named(tmp_path: Path) -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    for count, extra, is_named in (
+        (4, ["unassalpha"], False),
+        (4, ["unspecified"], True),
+        (5, ["unspecified", "unspecified"], True),
+    ):
+        tifffile.imwrite(tmp_path / "a.tif", np.dstack([grey] * count), photometric="rgb", extrasamples=extra)
+        image = read_image(tmp_path / "a.tif")
+        assert ("channels of a TIFF other than colours and alpha" in image.metadata.omitted) == is_named
+        np.testing.assert_array_equal(image.pixels[..., 1], grey)
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("cielab", 16), ("logluv", 16), ("ycbcr", 16)])
+def test_intact_tiff_of_another_kind_is_not_called_damaged(tmp_path: Path, kind: str, bits: int) -> None:
+    """TIFF 6.0, sections 21 and 23, and SGI LogLuv: kinds of pixels that are valid and not supported."""
+    tifffile.imwrite(tmp_path / "a.tif", GRADIENT, photometric=kind)
+    message = rf"a\.tif: this kind of TIFF is not supported \({kind.upper()}, 3 × {bits} bits, compression NONE\)"
+    with pytest.raises(ChromaboxError, match=message):
+        read_image(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("value", [1.0015, -0.0015, 255])
 def test_float_tiff_out_of_range_is_rejected(tmp_path: Path, dtype: type, value: float) -> None:

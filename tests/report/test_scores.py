@@ -14,6 +14,7 @@ from skimage import data
 from chromabox.colour.evaluation.image_scores import FileScores, ScoreReport, score_folders, score_image
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.report.scores import print_scores, report_scores, write_scores
+from colour_fixtures import write_feature_network
 
 CAT = np.ascontiguousarray(data.chelsea()[40:100, 60:140])
 PALE = (CAT // 2 + CAT.mean(-1, keepdims=True) / 2).astype(np.uint8)
@@ -30,6 +31,41 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
         Image.fromarray(CAT).save(folder / "corrupt.png")
     (coloured / "corrupt.png").write_bytes(b"corrupt")
     return originals, coloured
+
+
+def test_files_that_are_not_or_partly_scored_are_named(
+    tmp_path: Path, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    originals, coloured = folders
+    for folder in folders:
+        Image.fromarray(CAT).save(folder / "pages.tif", save_all=True, append_images=[Image.fromarray(PALE)])
+    (originals / "notes.txt").write_text("text")
+    (originals / "film.avi").write_bytes(b"RIFF\0\0\0\0AVI LIST")
+    report_scores(originals, coloured)
+    lines = capsys.readouterr().out.splitlines()
+    for folder in folders:
+        assert f"{folder / 'pages.tif'} has 2 frames or pages; only the first is compared" in lines
+    assert f"not processed: unknown kind: 1 ({originals / 'notes.txt'})" in lines
+    assert f"not processed: video: 1 ({originals / 'film.avi'})" in lines
+
+
+def test_note_on_an_fid_of_few_images(
+    tmp_path: Path, folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Heusel et al. 2017 (reference implementation): use at least as many images as features, here 3."""
+    network = write_feature_network(tmp_path / "means.onnx")
+    report_scores(*folders, fid_network=network)
+    out = capsys.readouterr().out
+    assert "FID over 2 images" in out
+    assert "With fewer images than features (3), the FID is too large; compare it only with FIDs of 2 images." in out
+    for folder in folders:
+        Image.fromarray(PALE if folder == folders[1] else CAT).save(folder / "more.png")
+    report_scores(*folders, fid_network=network)
+    out = capsys.readouterr().out
+    assert "FID over 3 images" in out
+    assert "fewer images" not in out
+    report_scores(folders[0] / "pale.png", folders[1] / "pale.png", fid_network=network)
+    assert "no FID: expected two or more images that can be scored, found 1" in capsys.readouterr().out
 
 
 def test_report_scores_prints_and_writes_everything(

@@ -4,12 +4,16 @@ A command is the function of the same name in a module of this package. Only the
 imported, and PyTorch is imported only when the command starts its work. This keeps the help fast.
 """
 
+import functools
 import logging
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from importlib import import_module
 from inspect import cleandoc
-from typing import NamedTuple
+from io import StringIO
+from typing import Any, NamedTuple
 
 from chromabox.errors import UsageError, escape_unprintable
 
@@ -110,8 +114,10 @@ def run_cli(args: Sequence[str] | None = None) -> int:
         raise UsageError("no command given; see chromabox --help")
     for previous, argument in zip(["", *args], args, strict=False):
         if argument == "" or (argument.startswith("--") and argument.endswith("=")):
-            name = argument[:-1] or (previous if previous.startswith("-") else "an argument")
-            raise UsageError(f'{name}: is empty (""); expected a value')
+            name = argument[:-1] or (previous if previous.startswith("-") else "")
+            if name:
+                raise UsageError(f'{name}: is empty (""); expected a value')
+            raise UsageError('an argument without an option is empty (""); expected a path or a name')
     if args[0] in ("-h", "--help"):
         groups = (
             f"{title}:\n" + "".join(f"  {name:8}  {command.summary}\n" for name, command in commands.items())
@@ -127,23 +133,62 @@ def run_cli(args: Sequence[str] | None = None) -> int:
     name = _OLD_COMMANDS.get(args[0], args[0])
     if name not in COMMANDS:
         raise UsageError(f"{args[0]}: unknown command; expected one of {', '.join(COMMANDS)}")
-    import tyro
-
     logger = logging.getLogger("chromabox")
     logger.handlers = [_PrintHandler()]
     logger.setLevel(logging.INFO)
     function = getattr(import_module(f"chromabox.cli.{COMMANDS[name].module}"), name)
     description, _, rest = cleandoc(function.__doc__).partition("\nExamples:\n")
-    # A command has several parameters, or one named "args" whose type defines the options.
-    parsed_type = function.__annotations__.get("args", function)
     arguments = with_current_names(name, args[1:])
     try:
-        result = tyro.cli(parsed_type, prog=f"chromabox {name}", description=description.strip(), args=arguments)
-    except SystemExit as end:
-        if end.code in (0, None):  # The help was printed.
-            print("\nExamples:\n" + rest.partition("\n\n")[0])
+        run = _parse(function, f"chromabox {name}", description.strip(), arguments)
+    except SystemExit:  # The help was printed.
+        print("\nExamples:\n" + rest.partition("\n\n")[0])
         raise
-    return result if parsed_type is function else function(result)
+    try:
+        return run()
+    except UsageError as error:
+        # A function that can also be called from Python names its parameter "num_workers", not "--num-workers".
+        parameter, _, problem = str(error).partition(" ")
+        option = f"--{parameter.replace('_', '-')}"
+        if any(argument.partition("=")[0] == option for argument in arguments):
+            raise UsageError(f"{option} {problem}") from error
+        raise
+
+
+def _parse(function: Callable[..., int], prog: str, description: str, arguments: list[str]) -> Callable[[], int]:
+    """Return the command with its arguments. Raise UsageError for invalid arguments, and SystemExit after the help."""
+    import tyro
+
+    from chromabox.cli.options import value_registry
+
+    @functools.wraps(function)
+    def bind(*args: Any, **kwargs: Any) -> Callable[[], int]:
+        return functools.partial(function, *args, **kwargs)
+
+    # A command has several parameters, or one named "args" whose type defines the options.
+    args_type = function.__annotations__.get("args")
+    printed = StringIO()
+    try:
+        with value_registry(), redirect_stderr(printed):
+            result = tyro.cli(args_type or bind, prog=prog, description=description, args=arguments)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise UsageError(f"{_message_in_box(printed.getvalue())}; see {prog} --help") from None
+    return result if args_type is None else functools.partial(function, result)
+
+
+def _message_in_box(box: str) -> str:
+    """Return the message in a box of text that tyro printed, as one line. References to the help are left out."""
+    sections = [""]
+    for line in re.sub(r"\x1b\[[\d;]*m", "", box).splitlines()[1:]:  # Without colours, and without the title.
+        words = line.strip("│| ")
+        if set(words) <= set("─-╰╯+"):  # A line between two sections.
+            sections.append("")
+        else:
+            sections[-1] = f"{sections[-1]} {words}".lstrip()
+    sections = [text.rstrip(".") for text in sections if text and not text.startswith(("For full", "Argument help"))]
+    return re.sub(r"^Error parsing \[?([^]:]+)\]?:", r"\1", "; ".join(sections))
 
 
 def with_current_names(command: str, args: Sequence[str]) -> list[str]:

@@ -115,6 +115,8 @@ def colour(
     settings_files = [Path(path) for path in (model, colours.palette, colours.hints) if path is not None]
     if quality is not None and not 1 <= quality <= 100:
         raise UsageError(f"--quality is {quality}: expected 1 to 100")
+    if temporal_smoothing is not None and not 0 <= temporal_smoothing < 1:
+        raise UsageError(f"--temporal-smoothing is {temporal_smoothing}: expected at least 0 and less than 1")
     selection = select_inputs(inputs, output, match=folder.match, recursive=folder.recursive)
     pairs = name_outputs(selection, output)
     has_folder = any(path.is_dir() for path in inputs)
@@ -205,7 +207,7 @@ def colour(
     omitted = Counter(name for result in results for name in result.metadata.get("omitted", ()))
     if omitted:
         log_lines("not contained in the outputs: " + ", ".join(f"{name} ({count})" for name, count in omitted.items()))
-    log_lines(*_describe_observations(results))
+    log_lines(*_describe_observations(results, colours.style))
     failed = [result for result in results if result.error is not None]
     done = sorted((result.source, result.target) for result in results if not (result.error or result.left_out))
     drawn = [pair for pair in done if pair[0] not in videos]
@@ -226,7 +228,7 @@ def colour(
     return 1 if failures else 0
 
 
-def _describe_observations(results: "Sequence[ColouriseResult]") -> list[str]:
+def _describe_observations(results: "Sequence[ColouriseResult]", style: str) -> list[str]:
     """Return a line for each kind of image of which the user should know: in colour, left out or nearly grey."""
     from chromabox.colour.inference.batch import BLACK_AND_WHITE, IN_COLOUR, NEARLY_GREY
 
@@ -234,13 +236,15 @@ def _describe_observations(results: "Sequence[ColouriseResult]") -> list[str]:
         [result.source for result in results if kind in result.metadata.get("observed", ())]
         for kind in (IN_COLOUR, NEARLY_GREY, BLACK_AND_WHITE)
     )
+    options = ["--style vivid"] * (style != "vivid") + ["--hints"] * (len(results) == 1)
+    advice = f"; try {' or '.join(options)}" if options else ""
     lines = (
         (in_colour, "already in colour, and their colours were replaced: {}; to leave them out, use --skip-colour"),
         (
             [result.source for result in results if result.left_out],
             "left out, because they are already in colour: {}",
         ),
-        (nearly_grey, "nearly grey, because the model found no likely colours: {}; try --style vivid or --hints"),
+        (nearly_grey, f"nearly grey, because the model found no likely colours: {{}}{advice}"),
         (
             black_and_white,
             "nearly grey, because black and white pixels have no colours at their lightness: {}; "
@@ -251,8 +255,8 @@ def _describe_observations(results: "Sequence[ColouriseResult]") -> list[str]:
 
 
 def _count_and_name(paths: list[Path]) -> str:
-    """Return the number of files and the names of the first five."""
-    names = ", ".join(path.name for path in paths[:5])
+    """Return the number of files and the paths of the first five."""
+    names = ", ".join(str(path) for path in paths[:5])
     return f"{len(paths)} ({names}{', …' * (len(paths) > 5)})"
 
 
@@ -308,7 +312,7 @@ def verify(
         coloured: The colourised image, of the same size.
         tolerance: Largest accepted mean difference of L*.
     """
-    from chromabox.colour.evaluation.image_scores import compare_lightness
+    from chromabox.colour.evaluation.image_scores import compare_lightness, first_page_notes
     from chromabox.colour.inference.batch import read_provenance
     from chromabox.io.images import read_image
 
@@ -318,12 +322,11 @@ def verify(
     change = compare_lightness(before, after, f"{coloured} and {original}")
     is_kept = change.mean <= tolerance
     verdict = "the lightness is that of the original" if is_kept else "the lightness differs from that of the original"
-    for path, image in ((original, before), (coloured, after)):
-        if image.num_frames > 1:
-            log.info(f"{path} has {image.num_frames} frames or pages; only the first is compared")
+    log_lines(*first_page_notes({original: before, coloured: after}))
     log.info(f"difference of L*: mean {change.mean:.3f}, maximum {change.maximum:.3f}")
     for row, regions in zip(("top", "middle", "bottom"), change.regions, strict=False):
-        log.info(f"  {row:8}" + "".join(f"  mean {mean:.3f}, maximum {peak:.3f}" for mean, peak in regions))
+        if regions:  # An image with fewer than three rows has fewer regions.
+            log.info(f"  {row:8}" + "".join(f"  mean {mean:.3f}, maximum {peak:.3f}" for mean, peak in regions))
     log.info(f"{verdict}: the mean is {'at most' if is_kept else 'more than'} {tolerance:g}")
     statement = read_provenance(after.metadata.xmp)
     log.info(f"{coloured} states:" if statement else f"{coloured} does not state how it was made")
@@ -360,8 +363,6 @@ def score(
     from chromabox.io.paths import check_outputs
     from chromabox.report.scores import SCORE_FILES, report_scores
 
-    if output.is_file():
-        raise UsageError(f"--output: {output} is a file; expected a folder")
     tables, manifest = [output / name for name in SCORE_FILES], Manifest(output / MANIFEST_NAME, {})
     check_outputs(tables, [originals, coloured], overwrite=overwrite, manifest=manifest)
 

@@ -28,6 +28,7 @@ from chromabox.colour.training.recipes import (
 )
 from chromabox.engine.options import RuntimeOptions
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.atomic import check_writable_folder
 
 if TYPE_CHECKING:
     from chromabox.colour.training.train import TrainConfig
@@ -127,8 +128,8 @@ def train(args: TrainArgs) -> int:
     from chromabox.report.training import plot_run
 
     folder = args.resume or args.output or Path("runs") / f"{args.model}-{args.recipe}-seed{args.seed}"
-    if folder.is_file():
-        raise UsageError(f"{folder} is a file; expected a run folder")
+    if args.resume is None or folder.exists():
+        check_writable_folder(folder)
     run = RunDir(folder)
     with init_distributed() as dist_info:
         # Only the main process checks this, because another process could already find the run that the main process
@@ -294,8 +295,8 @@ def evaluate(
     name = run or "the bundled model"
     if temperature is not None and not 0 <= temperature <= 1:
         raise UsageError(f"--temperature is {temperature}: expected a number from 0 to 1")
-    if output is not None and output.is_file():
-        raise UsageError(f"--output: {output} is a file; expected a folder")
+    if output is not None:
+        check_writable_folder(output)
     if run is not None and is_detector(run):
         from chromabox.report.detection import evaluate_detector_file
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from chromabox.colour.constraints.constraints import ColourConstraints, palette_from_image_or_file
-from chromabox.colour.constraints.hints import Hints
+from chromabox.colour.constraints.hints import Hints, read_painted
 from chromabox.colour.inference.load import open_model
 from chromabox.colour.inference.predict import STYLES, ColouriseOptions, colourise_image
 from chromabox.colour.palette.io import parse_colour, parse_replacement
@@ -144,6 +144,10 @@ def parse_options(
             check_file(Path(hints), "a transparent image with painted hints")
         except ChromaboxError as error:
             raise UsageError(f"{prefix}hints: {error}") from None
+        try:
+            read_painted(Path(hints))
+        except ChromaboxError as error:  # The message begins with "hints".
+            raise type(error)(f"{prefix}{error}") from None
     parsed: dict[str, Any] = {
         "palette": _parse_palette(palette, f"{prefix}palette"),
         "allowed": _parse_list(allow, parse_colour, f"{prefix}allow"),

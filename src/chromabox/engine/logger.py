@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chromabox.errors import ChromaboxError, escape_unprintable
 from chromabox.io.atomic import atomic_write, parse_json
@@ -20,6 +20,17 @@ EpochRecord = dict[str, int | float]
 
 #: What to do about a damaged file of a run.
 RESTORE_ADVICE = "restore the file from a copy, or start the run again in another folder"
+
+
+class StoredValues(dict[str, Any]):
+    """Values that were read from ``source``, a file or a line of it. A missing value raises ChromaboxError."""
+
+    def __init__(self, source: str, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._source = source
+
+    def __missing__(self, name: str) -> Any:
+        raise ChromaboxError(f"{self._source}: the value {name!r} is missing; {RESTORE_ADVICE}")
 
 
 class MetricsLogger:
@@ -76,9 +87,11 @@ class MetricsLogger:
 def read_metrics(folder: Path, min_epochs: int = 0) -> list[EpochRecord]:
     """Read the records of ``metrics.jsonl``. Skip a truncated last line, which can result from a crash.
 
-    Raise ChromaboxError if another line is damaged or if the file has fewer than ``min_epochs`` records.
+    Raise ChromaboxError if another line is damaged or if the file has fewer than ``min_epochs`` records. Access to a
+    metric that a record lacks also raises ChromaboxError.
     """
-    path, records = folder / "metrics.jsonl", []
+    path = folder / "metrics.jsonl"
+    records: list[EpochRecord] = []
     lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -92,7 +105,7 @@ def read_metrics(folder: Path, min_epochs: int = 0) -> list[EpochRecord]:
             raise ChromaboxError(
                 f"{path}: line {number} is damaged, expected the metrics of an epoch; {RESTORE_ADVICE}"
             )
-        records.append(record)
+        records.append(StoredValues(f"{path}: line {number}", record))
     if len(records) < min_epochs:
         found = f"the number of recorded epochs is {len(records)}" if path.is_file() else "the file is missing"
         raise ChromaboxError(f"{path}: {found}, but {min_epochs} were trained; {RESTORE_ADVICE}")

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import read_metadata, write_json
-from chromabox.engine.logger import RESTORE_ADVICE, EpochRecord, read_metrics
+from chromabox.engine.logger import RESTORE_ADVICE, EpochRecord, StoredValues, read_metrics
 from chromabox.engine.options import OptimConfig, RuntimeOptions
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import parse_json
@@ -235,18 +235,7 @@ class RunDir:
         for name, kind in _SUMMARY_TYPES.items():
             if not isinstance(values.get(name, kind()), (kind, int) if kind is float else kind):
                 raise ChromaboxError(f"{path}: {name} is {values[name]!r}, which is invalid; {RESTORE_ADVICE}")
-        return _Summary(path, values)
-
-
-class _Summary(dict[str, Any]):
-    """Contents of a summary file. Access to a missing value raises ChromaboxError."""
-
-    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
-        super().__init__(values)
-        self._path = path
-
-    def __missing__(self, name: str) -> Any:
-        raise ChromaboxError(f"{self._path}: the value {name!r} is missing; {RESTORE_ADVICE}")
+        return StoredValues(str(path), values)
 
 
 def train_pending(configs: Mapping[Path, ConfigT], train: Callable[[ConfigT, RunDir], None]) -> None:

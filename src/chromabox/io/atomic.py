@@ -6,13 +6,14 @@ import json
 import os
 import platform
 import re
+import tempfile
 import uuid
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chromabox.errors import ChromaboxError
+from chromabox.errors import ChromaboxError, UsageError
 
 # Temporary files: .NAME.COMPUTER-PROCESS-RANDOM.SUFFIX. COMPUTER is a hash of the name of the computer.
 _COMPUTER = f"{zlib.crc32(platform.node().encode()):08x}"
@@ -61,12 +62,22 @@ def _delete_abandoned_files(folder: Path) -> None:
 
 
 def check_writable_folder(folder: Path) -> None:
-    """Raise ChromaboxError if files cannot be written to the folder, or if it does not exist and cannot be created."""
-    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
-    if not existing.is_dir():
-        raise ChromaboxError(f"{folder} cannot be created: {existing} is a file; use another output folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise ChromaboxError(f"{existing} is not writable: expected a writable output folder")
+    """Raise ChromaboxError if files cannot be written to the folder, or if it does not exist and cannot be created.
+
+    The error is a UsageError if the folder or a parent is a file. Nothing is changed.
+    """
+    try:
+        existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+        if existing == folder and not existing.is_dir():
+            raise UsageError(f"{folder} is a file; expected a folder")
+        if not existing.is_dir():
+            raise UsageError(f"{folder} cannot be created: {existing} is a file; use another output folder")
+        # Permissions do not tell whether a special file system, such as /proc, accepts files. This one has no name.
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise ChromaboxError(
+            f"{folder} cannot be created or written to ({error.strerror}); expected a writable output folder"
+        ) from error
 
 
 def read_bytes(path: Path, expected: str, max_bytes: int | None = None) -> bytes:

@@ -48,9 +48,11 @@ from chromabox.io.exif import (
 from chromabox.io.kinds import READ_FORMATS, READABLE_IMAGES, UNKNOWN, VIDEO, Kind, count_skipped, identify, list_folder
 from chromabox.io.sixteen_bit import (
     TIFF_COMPRESSIONS,
+    describe_tiff,
     float_tiff_as_integers,
     join_tiffs,
     read_16bit,
+    stated_precision,
     to_uint16,
     write_16bit_png,
     write_tiff,
@@ -141,12 +143,13 @@ def from_float(
 def read_image(path: Path, *, max_pixels: int = 200_000_000) -> ImageData:
     """Read the image in the file at `path`, or its first page or frame, and return it upright.
 
-    16-bit PNG and TIFF and floating-point TIFF in [0, 1] are read at 16 bits. Floating-point values may exceed the
-    range by 0.001, and are clipped. 16-bit CMYK and colour PPM are read at 8 bits. Values in another colour space are
-    converted to sRGB. Invalid metadata is omitted. Raise ChromaboxError for a missing or empty file, a folder, pipe or
-    device, an unknown format, a truncated or corrupt image, an image without pixels, with more than `max_pixels` pixels
-    or with more pixels than Pillow allows (179 million), an HDR image, and a pixel mode without a defined range of
-    values. A JPEG that lacks only its end marker is read.
+    PNG, TIFF and JPEG 2000 with 16 bits and floating-point TIFF in [0, 1] are read at 16 bits. Floating-point values
+    may exceed the range by 0.001, and are clipped. CMYK and colour images of other formats are read at 8 bits, which
+    `changes` state. Values in another colour space are converted to sRGB. Invalid metadata is omitted. Raise
+    ChromaboxError for a missing or empty file, a folder, pipe or device, an unknown format, a truncated or corrupt
+    image, an image without pixels, with more than `max_pixels` pixels or with more pixels than Pillow allows (179
+    million), an HDR image, and a pixel mode without a defined range of values. A JPEG that lacks only its end marker is
+    read.
     """
     with _open_image(path) as image:
         return _read_page(path, image, _find_pages(image), 0, max_pixels)
@@ -232,6 +235,10 @@ def _open_image(path: Path) -> Iterator[Image.Image]:
         message = f"{path} is too large: its header states far more pixels than allowed ({error}); use a smaller image"
         raise ChromaboxError(message) from error
     except UnidentifiedImageError as error:
+        if kind.format == "TIFF" and (found := describe_tiff(path)) is not None:
+            raise ChromaboxError(
+                f"{path}: this kind of TIFF is not supported ({found}); save the image as RGB or greyscale"
+            ) from error
         raise ChromaboxError(
             f"{path} is damaged: the header of the {kind.description} is corrupt; use another copy"
         ) from error
@@ -537,6 +544,9 @@ def _read_page(path: Path, image: Image.Image, frames: _Frames, index: int, max_
         changes += ("an animated PNG with 16 bits per channel was read with 8 bits",)
     if image.format == "TIFF" and len(frames.pages) < frames.total:
         metadata = replace(metadata, omitted=(*metadata.omitted, "reduced copies and masks of a TIFF"))
+    used = max(len(image.getbands()), 1 + 2 * (not data.is_grey) + (data.alpha is not None))
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(277, 1) > used:  # Samples per pixel.
+        metadata = replace(metadata, omitted=(*metadata.omitted, "channels of a TIFF other than colours and alpha"))
     return replace(data, num_frames=len(frames.pages), metadata=metadata, changes=changes)
 
 
@@ -550,12 +560,15 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         # While decoding, Pillow applies this orientation, otherwise that of XMP if the tag is missing.
         image.getexif()[ORIENTATION_TAG] = orientation
     profile = declared_profile(image, str(path))
+    bits, description = stated_precision(path, image)
     notes: tuple[str, ...] = ()
     if values is None or image.format == "PNG":  # The metadata of a PNG may follow the pixels.
         if image.format in ("JPEG", "MPO") and (completed := _complete_jpeg(path)) is not None:
             image, notes = completed, ("the end marker of the JPEG file is missing, but the image is complete",)
         image.load()
         orientation = 1 if image.format == "TIFF" else read_orientation(image)
+    elif image.format == "JPEG2000":
+        orientation = read_orientation(image)
     if values is None and image.mode in _HIGH_BIT_GREY_MODES:
         values = to_uint16(path, np.asarray(image))
     if values is None:
@@ -569,7 +582,8 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
     pixels = np.ascontiguousarray(upright[..., :1].repeat(3, axis=2) if is_grey else upright[..., :3])
     if image.mode in ("P", "PA"):
         is_grey = bool((pixels[..., 0] == pixels[..., 1]).all() and (pixels[..., 1] == pixels[..., 2]).all())
-    size = pixels.shape[1], pixels.shape[0]
+    size, depth = (pixels.shape[1], pixels.shape[0]), 8 * pixels.itemsize
+    reduced = (f"{description} were read with {depth} bits",) if bits > depth else ()
     image_format = "JPEG" if image.format == "MPO" else str(image.format)
     return ImageData(
         pixels=pixels,
@@ -579,7 +593,7 @@ def _decode(path: Path, image: Image.Image) -> ImageData:
         metadata=read_metadata(path, image, size, srgb.icc),
         duration=None if "duration" not in image.info else round(image.info["duration"]),
         loop=image.info.get("loop"),
-        changes=srgb.changes,
+        changes=reduced + srgb.changes,
         notes=notes + srgb.notes,
     )
 

@@ -75,7 +75,7 @@ _SIGNATURES: tuple[tuple[bytes, Kind], ...] = (
     (rb"AT&TFORM", Kind("DjVu document")),
     (rb"\0\0[\x01\x02]\0[^\0]\0", Kind("Windows icon")),
     (rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<svg", Kind("SVG drawing")),
-    (rb"PK\x03\x04|PK\x05\x06|Rar!|7z\xbc\xaf\x27\x1c|\x1f\x8b", Kind("archive")),
+    (rb".{257}ustar|PK\x03\x04|PK\x05\x06|Rar!|7z\xbc\xaf\x27\x1c|\x1f\x8b", Kind("archive")),
 )
 _PATTERNS = [(re.compile(pattern, re.DOTALL), kind) for pattern, kind in _SIGNATURES]
 _BYTES_READ = 1024
@@ -127,10 +127,10 @@ class FolderContent:
 
 
 def count_skipped(skipped: Mapping[str, Sequence[Path]]) -> list[str]:
-    """Return a line for each reason why files are not processed, with their number and the first names."""
+    """Return a line for each reason why files are not processed, with their number and the first paths."""
     lines = []
     for reason, paths in sorted(skipped.items()):
-        names = ", ".join(path.name for path in paths[:3])
+        names = ", ".join(str(path) for path in paths[:3])
         lines.append(f"not processed: {reason}: {len(paths)} ({names}{', …' if len(paths) > 3 else ''})")
     return lines
 

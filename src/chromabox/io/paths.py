@@ -154,6 +154,8 @@ def name_outputs(selection: Selection, output: Path) -> list[tuple[Path, Path]]:
     Raise UsageError for an output that is an input, a suffix that cannot be written, several inputs with one output
     file, and two inputs that would have the same output. Raise ChromaboxError for a folder that cannot be written to.
     """
+    if str(output) == "-" or output.name.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+        raise UsageError(f"{output}: is not a file name; expected the path of a file or a folder")
     suffix = output.suffix.lower()
     writable = WRITABLE_SUFFIXES if selection.images else WRITABLE_VIDEO_SUFFIXES
     is_file_name = suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | _OTHER_SUFFIXES and not output.is_dir()
@@ -210,12 +212,15 @@ def _video_output_name(path: Path) -> Path:
 def check_outputs(
     outputs: Sequence[Path], inputs: Sequence[Path], *, overwrite: bool = False, manifest: Manifest | None = None
 ) -> None:
-    """Check that no file is lost when the outputs of a command are written.
+    """Check that the outputs of a command can be written and that no file is lost.
 
-    Raise UsageError if an output is an input, if two outputs are the same file, or if an output exists. An existing
-    file is allowed if ``overwrite`` is true or the manifest of the output folder names it.
+    Raise UsageError if an output is an input, if two outputs are the same file, if the folder of an output is a file,
+    or if an output exists. An existing file is allowed if ``overwrite`` is true or the manifest of the output folder
+    names it. Raise ChromaboxError for a folder that cannot be written to.
     """
     check_not_input(inputs, *outputs)
+    for folder in {output.parent for output in outputs}:
+        check_writable_folder(folder)
     seen: set[Path] = set()
     for output in outputs:
         resolved = output.resolve()

@@ -1,4 +1,4 @@
-"""PNG and TIFF with 16 bits per channel, which Pillow reads and writes at 8 bits, and TIFF with other bit depths.
+"""Images with 16 bits per channel, which Pillow reads and writes at 8 bits, and TIFF with other bit depths.
 
 TIFF files with 8 bits are written here too, because Pillow cannot write both compressed pixels and an EXIF directory.
 Floating-point TIFF files and greyscale TIFF files with 32 or 64 bits are read here, because Pillow does not support
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt16
-from PIL import Image, PngImagePlugin, TiffImagePlugin
+from PIL import Image, PngImagePlugin, PpmImagePlugin, TiffImagePlugin
 
 from chromabox.errors import ChromaboxError
 from chromabox.io.exif import EXIF_DIRECTORY, GPS_DIRECTORY, INTEROP_DIRECTORY, keep_descriptive, restore_types
@@ -46,6 +46,8 @@ _STRIP_BYTES, _TIFF_LEVEL = 1 << 18, 6
 
 PixelValues16 = UInt16[np.ndarray, "height width channels"]
 PixelValues = PixelValues16 | UInt8[np.ndarray, "height width channels"]
+#: The headers of JPEG 2000 and AVIF lie in these first bytes, except after an exceptionally long profile or EXIF.
+_HEADER_BYTES = 1 << 20
 #: Floating-point values may exceed the range by this much, because resizing and rounding leave small overshoots.
 FLOAT_TOLERANCE = 1e-3
 
@@ -78,7 +80,7 @@ def to_uint16(path: Path, values: np.ndarray) -> UInt16[np.ndarray, "..."]:
 
 
 def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | None:
-    """Return the values of a 16-bit PNG or TIFF, or of a TIFF with more bits, in the stored orientation.
+    """Return the values of a 16-bit PNG, TIFF or JPEG 2000, or of a TIFF with more bits, in the stored orientation.
 
     Floating-point, signed and 32-bit values are converted to 16 bits (see `to_uint16`). Pillow reads them wrongly if
     they are compressed and big-endian. Return None for any other format or bit depth. `image` is the open file. The
@@ -94,7 +96,25 @@ def read_16bit(path: Path, image: Image.Image) -> UInt16[np.ndarray, "..."] | No
         import imagecodecs
 
         return imagecodecs.png_decode(encoded)  # A transparent colour is returned as alpha.
+    if image.format == "JPEG2000" and image.mode != "CMYK":
+        return _read_jpeg2000(path, stated_precision(path, image)[0])
     return _read_tiff(path, image) if isinstance(image, TiffImagePlugin.TiffImageFile) else None
+
+
+def _read_jpeg2000(path: Path, bits: int) -> UInt16[np.ndarray, "..."] | None:
+    """Return the values of a JPEG 2000 file with 9 to 16 bits, scaled to 16 bits, and None for other precisions.
+
+    Pillow reads colours at 8 bits, and white as black, because its rounding exceeds 255.
+    """
+    if not 8 < bits <= 16:
+        return None
+    import imagecodecs
+
+    values = imagecodecs.jpeg2k_decode(path.read_bytes())
+    if values.dtype != np.uint16:  # Signed values, which are rare.
+        return None
+    maximum = (1 << bits) - 1
+    return ((values.astype(np.uint32) * 65535 + maximum // 2) // maximum).astype(np.uint16)
 
 
 def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> UInt16[np.ndarray, "..."] | None:
@@ -128,6 +148,43 @@ def _read_tiff(path: Path, image: TiffImagePlugin.TiffImageFile) -> UInt16[np.nd
             straight = (row[:, :-1].astype(np.uint32) * 65535 + alpha // 2) // np.maximum(alpha, 1)
             row[:, :-1] = np.where(alpha > 0, straight.clip(max=65535), row[:, :-1])
     return values
+
+
+def stated_precision(path: Path, image: Image.Image) -> tuple[int, str]:
+    """Return the bits per channel that the header of an open file states, and a description of its values.
+
+    Only formats that are read with fewer bits are examined. The result for the others is 8.
+    """
+    bits, header = 8, b""
+    if image.format in ("JPEG2000", "AVIF"):
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+    if image.mode == "F" or isinstance(getattr(image, "fp", None), BytesIO):  # From `float_tiff_as_integers`.
+        return 32, "floating-point values"
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode != "I":  # 32-bit values are at most 65535.
+        bits = max(image.tag_v2.get(_BITS_PER_SAMPLE, (1,)))
+    elif isinstance(image, PpmImagePlugin.PpmImageFile) and isinstance(image.tile[0].args, tuple):
+        bits = int(image.tile[0].args[1]).bit_length()
+    elif (start := header.find(b"\xff\x4f\xff\x51")) >= 0:  # ISO/IEC 15444-1, A.5.1: Ssiz of the first component.
+        bits = (header[start + 42] & 0x7F) + 1 if len(header) > start + 42 else 8
+    elif (start := header.find(b"av1C")) >= 0:  # AV1 in ISOBMFF, 2.3.3: high_bitdepth and twelve_bit.
+        bits = {0x40: 10, 0x60: 12}.get(header[start + 6] & 0x60, 8) if len(header) > start + 6 else 8
+    elif image.format == "HEIF":
+        bits = image.info.get("bit_depth", 8)
+    return bits, f"values with {bits} bits per channel"
+
+
+def describe_tiff(path: Path) -> str | None:
+    """Return a description of the first page of a TIFF, or None if its header cannot be read."""
+    from tifffile import TiffFile
+
+    try:
+        with TiffFile(path) as file:
+            page = file.pages.first
+            kind, compression = (getattr(code, "name", code) for code in (page.photometric, page.compression))
+            return f"{kind}, {page.samplesperpixel} × {page.bitspersample} bits, compression {compression}"
+    except Exception:  # tifffile raises many types of exceptions for corrupt files.
+        return None
 
 
 def float_tiff_as_integers(path: Path) -> bytes | None:

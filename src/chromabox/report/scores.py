@@ -10,6 +10,8 @@ from pathlib import Path
 from chromabox.colour.evaluation.image_scores import ImageScores, ScoreReport, score_folders, to_row
 from chromabox.errors import ChromaboxError, escape_unprintable
 from chromabox.io.atomic import atomic_write
+from chromabox.io.images import IMAGE_SUFFIXES
+from chromabox.io.kinds import count_skipped, list_folder
 from chromabox.report.tables import format_number, print_grid
 
 #: Maximum number of files in the printed table; ``scores.csv`` contains all files.
@@ -49,12 +51,27 @@ def report_scores(
     """
     report = score_folders(originals, coloured, fid_network=fid_network, show_progress=True)
     print_scores(report, f"{coloured} compared with {originals}")
+    if fid_network is not None and report.frechet is None:
+        print(f"no FID: expected two or more images that can be scored, found {len(report.files)}")
     if folder is not None:
         for path in write_scores(report, folder):
             print(escape_unprintable(str(path)))
+    for line in (*report.notes, *_describe_skipped(originals)):
+        print(escape_unprintable(line))
     for error in report.failed.values():
         print(f"chromabox: not scored: {escape_unprintable(error)}", file=sys.stderr)
     return report
+
+
+def _describe_skipped(folder: Path) -> list[str]:
+    """Return a line for each reason why files in a folder of originals are not scored, with their number."""
+    if not folder.is_dir():
+        return []
+    content = list_folder(folder, IMAGE_SUFFIXES)
+    content.skipped.pop("hidden", None)
+    for path in content.videos:
+        content.skip("video", path)
+    return [*count_skipped(content.skipped), *content.unreadable]
 
 
 def write_scores(report: ScoreReport, folder: Path) -> tuple[Path, Path]:
@@ -108,3 +125,8 @@ def print_scores(report: ScoreReport, title: str) -> None:
     if (frechet := report.frechet) is not None:
         print(f"FID over {frechet.images} images: {frechet.distance:.2f}")
         print(f"  features: {frechet.network}, sha256 {frechet.sha256}, {frechet.backend}")
+        if frechet.images < frechet.features:
+            print(
+                f"  With fewer images than features ({frechet.features}), the FID is too large; compare it only with "
+                f"FIDs of {frechet.images} images."
+            )

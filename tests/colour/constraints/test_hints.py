@@ -85,10 +85,10 @@ def test_invalid_hints_are_rejected(tmp_path: Path) -> None:
     layer(8, 12, {(0, 0): RED}).save(tmp_path / "wide.png")
     (tmp_path / "text.png").write_text("no image")
     for name, message, error in (
-        ("opaque", "opaque.png: has no transparency", UsageError),
-        ("blank", "blank.png: has no painted pixels", UsageError),
-        ("wide", "wide.png: the size is 12 × 8 pixels; expected the aspect ratio .*, 100 × 100", UsageError),
-        ("text", "text.png is not an image", ChromaboxError),
+        ("opaque", "hints: .*opaque.png has no transparency", UsageError),
+        ("blank", "hints: .*blank.png has no painted pixels", UsageError),
+        ("wide", "hints: the size of .*wide.png is 12 × 8 pixels; expected the aspect ratio .*, 100 × 100", UsageError),
+        ("text", "hints: .*text.png is not an image", ChromaboxError),
         ("missing", "missing.png", ChromaboxError),
     ):
         with pytest.raises(error, match=message):

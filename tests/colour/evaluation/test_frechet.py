@@ -4,33 +4,16 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from PIL import Image
 from scipy.linalg import sqrtm
 
 from chromabox.colour.evaluation.frechet import FeatureNetwork, frechet_distance
 from chromabox.colour.evaluation.image_scores import score_folders
 from chromabox.errors import ChromaboxError
-
-
-def write_network(
-    path: Path, *, dtype: int = TensorProto.FLOAT, size: int | str = 8, flat: bool = True, channels: int = 3
-) -> Path:
-    """Write a network whose features are the means of the channels of each image."""
-    nodes = [helper.make_node("Cast", ["images"], ["values"], to=TensorProto.FLOAT)]
-    nodes.append(helper.make_node("ReduceMean", ["values"], ["features"], axes=[2, 3], keepdims=int(not flat)))
-    shape = ["batch", channels, size, size]
-    graph = helper.make_graph(
-        nodes,
-        "means",
-        [helper.make_tensor_value_info("images", dtype, shape)],
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, None)],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-    return path
+from colour_fixtures import write_feature_network
 
 
 @pytest.mark.parametrize("sizes", [(40, 50), (5, 4)])
@@ -53,7 +36,7 @@ def test_too_few_or_invalid_features_are_rejected(features: np.ndarray) -> None:
 @pytest.mark.parametrize(("dtype", "scale"), [(TensorProto.FLOAT, 255), (TensorProto.UINT8, 1)])
 @pytest.mark.parametrize("size", [8, "side"])
 def test_features_of_images_of_any_size(tmp_path: Path, dtype: int, scale: float, size: int | str) -> None:
-    network = FeatureNetwork(write_network(tmp_path / "n.onnx", dtype=dtype, size=size))
+    network = FeatureNetwork(write_feature_network(tmp_path / "n.onnx", dtype=dtype, size=size))
     images = [np.full((5 + i, 9, 3), (i, 2 * i, 3 * i), np.uint8) for i in range(40)]
     expected = np.outer(np.arange(40), [1, 2, 3]) / scale
     np.testing.assert_allclose(network.extract(images), expected, rtol=1e-3)
@@ -61,7 +44,7 @@ def test_features_of_images_of_any_size(tmp_path: Path, dtype: int, scale: float
 
 
 def test_scores_name_the_network_and_the_library(tmp_path: Path) -> None:
-    network = write_network(tmp_path / "means.onnx")
+    network = write_feature_network(tmp_path / "means.onnx")
     rng, means = np.random.default_rng(1), []
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -73,7 +56,7 @@ def test_scores_name_the_network_and_the_library(tmp_path: Path) -> None:
     result = report.as_json()["fid"]
     assert result["distance"] == pytest.approx(frechet_distance(*means), rel=1e-4)
     assert result["sha256"] == hashlib.sha256(network.read_bytes()).hexdigest()
-    assert (result["images"], result["network"]) == (6, "means.onnx")
+    assert (result["images"], result["features"], result["network"]) == (6, 3, "means.onnx")
     assert result["backend"] == f"onnxruntime {onnxruntime.__version__}"
     single = score_folders(tmp_path / "a" / "0.png", tmp_path / "b" / "0.png", fid_network=network)
     assert "fid" not in single.as_json()
@@ -88,6 +71,6 @@ def test_scores_name_the_network_and_the_library(tmp_path: Path) -> None:
     ],
 )
 def test_other_networks_are_rejected(tmp_path: Path, options: dict[str, object], message: str) -> None:
-    path = write_network(tmp_path / "n.onnx", **options)  # type: ignore[arg-type]
+    path = write_feature_network(tmp_path / "n.onnx", **options)  # type: ignore[arg-type]
     with pytest.raises(ChromaboxError, match=message):
         FeatureNetwork(path)

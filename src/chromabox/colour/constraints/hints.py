@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float32, Float64, Int64, UInt, UInt8
 from threadpoolctl import threadpool_limits
 
 from chromabox.colour.chroma.lab import rgb_to_lab
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.images import read_image, to_uint8
 
 #: Alpha (0 to 255) above which a pixel counts as painted.
@@ -59,17 +59,31 @@ def read_hints(path: Path, image_size: tuple[int, int]) -> Hints:
     transparency, without painted pixels or with another aspect ratio. Raise ChromaboxError for a file that cannot be
     read as an image.
     """
-    image = read_image(path)
-    if image.alpha is None:
-        raise UsageError(f"hints {path}: has no transparency; paint on a transparent layer and save it as PNG")
-    mask = to_uint8(image.alpha) > ALPHA_THRESHOLD
-    if not mask.any():
-        raise UsageError(f"hints {path}: has no painted pixels; expected at least one that is more than half opaque")
+    pixels, mask = read_painted(path)
     height, width = mask.shape
     if abs(width * image_size[0] / (height * image_size[1]) - 1) > 1 / height + 1 / width:
         size, expected = f"{width} × {height} pixels", f"{image_size[1]} × {image_size[0]}"
-        raise UsageError(f"hints {path}: the size is {size}; expected the aspect ratio of the photograph, {expected}")
-    return hints_from_pixels(to_uint8(image.pixels), mask, image_size)
+        raise UsageError(
+            f"hints: the size of {path} is {size}; expected the aspect ratio of the photograph, {expected}"
+        )
+    return hints_from_pixels(pixels, mask, image_size)
+
+
+def read_painted(path: Path) -> tuple[UInt8[np.ndarray, "height width 3"], Bool[np.ndarray, "height width"]]:
+    """Return the pixels of an image with transparency, and which of them are painted.
+
+    Raise the errors of :func:`read_hints`, except that for the aspect ratio.
+    """
+    try:
+        image = read_image(path)
+    except ChromaboxError as error:
+        raise type(error)(f"hints: {error}") from error
+    if image.alpha is None:
+        raise UsageError(f"hints: {path} has no transparency; paint on a transparent layer and save it as PNG")
+    mask = to_uint8(image.alpha) > ALPHA_THRESHOLD
+    if not mask.any():
+        raise UsageError(f"hints: {path} has no painted pixels; expected at least one that is more than half opaque")
+    return to_uint8(image.pixels), mask
 
 
 def hints_from_pixels(

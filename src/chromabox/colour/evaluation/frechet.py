@@ -34,6 +34,8 @@ class FrechetScore:
 
     distance: float
     images: int
+    features: int
+    """Number of features. With fewer images, the covariances have no full rank, and the distance is too large."""
     backend: str
     """Library that computed the features, with its version."""
     network: str
@@ -86,7 +88,7 @@ class FeatureNetwork:
         """Return the distance between the features of the originals and of the colourised images."""
         backend = f"onnxruntime {onnxruntime.__version__}"
         distance = frechet_distance(originals, coloured)
-        return FrechetScore(distance, len(originals), backend, self.path.name, self.sha256)
+        return FrechetScore(distance, len(originals), originals.shape[1], backend, self.path.name, self.sha256)
 
 
 def frechet_distance(first: Features, second: Features) -> float:

@@ -7,6 +7,7 @@ the two folders. The suffix may differ, because colourised images of some format
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,12 +85,14 @@ class ScoreReport:
     """All scored files in the order of the originals, and the error messages of the files that could not be scored.
 
     The keys of ``failed`` are paths relative to the input folders. Each message is one line. ``frechet`` is the
-    Fréchet distance between the colourised images and the originals, or None if it was not computed.
+    Fréchet distance between the colourised images and the originals, or None if it was not computed. ``notes`` are
+    lines about files of which only a part was compared.
     """
 
     files: list[FileScores]
     failed: dict[Path, str]
     frechet: "FrechetScore | None" = None
+    notes: tuple[str, ...] = ()
 
     @property
     def mean(self) -> dict[str, float | None]:
@@ -234,11 +237,13 @@ def score_folders(
         network = FeatureNetwork(fid_network)
     pairs, failed = pair_files(originals, coloured)
     files: list[FileScores] = []
+    notes: list[str] = []
     features: list[Float64[np.ndarray, "2 _"]] = []
     with progress_bar("scoring", len(pairs), unit="images", show=show_progress) as tick:
         for (original, original_name), (result, result_name) in pairs:
             try:
-                original_rgb, result_rgb = (to_uint8(read_image(path).pixels) for path in (original, result))
+                images = {path: read_image(path) for path in (original, result)}
+                original_rgb, result_rgb = (to_uint8(images[path].pixels) for path in (original, result))
                 height, width, _ = original_rgb.shape
                 if original_rgb.shape != result_rgb.shape:
                     result_size = f"{result_rgb.shape[1]} × {result_rgb.shape[0]}"
@@ -250,6 +255,7 @@ def score_folders(
                 if network is not None:
                     features.append(network.extract([original_rgb, result_rgb]))
                 files.append(FileScores(original_name, result_name, width, height, scores))
+                notes.extend(first_page_notes(images))
             except (ChromaboxError, MemoryError) as error:
                 is_memory_error = isinstance(error, MemoryError)
                 failed[original_name] = (
@@ -257,9 +263,18 @@ def score_folders(
                 )
             tick()
     if network is None or len(features) < 2:
-        return ScoreReport(files, failed)
+        return ScoreReport(files, failed, notes=tuple(notes))
     stacked = np.stack(features)
-    return ScoreReport(files, failed, network.score(stacked[:, 0], stacked[:, 1]))
+    return ScoreReport(files, failed, network.score(stacked[:, 0], stacked[:, 1]), tuple(notes))
+
+
+def first_page_notes(images: Mapping[Path, ImageData]) -> list[str]:
+    """Return a line for each file with several pages or frames, of which only the first is compared."""
+    return [
+        f"{path} has {image.num_frames} frames or pages; only the first is compared"
+        for path, image in images.items()
+        if image.num_frames > 1
+    ]
 
 
 def pair_files(originals: Path, coloured: Path) -> tuple[list[tuple[FoundImage, FoundImage]], dict[Path, str]]:

@@ -3,6 +3,7 @@
 A model exported from a run folder is saved there as ``best.onnx``. Other exported models are saved in the cache folder.
 """
 
+import logging
 from pathlib import Path
 
 from chromabox.colour.weights.onnx_model import BUNDLED_MODEL, ColourModel, load_onnx_model, resolve_checkpoint
@@ -10,6 +11,8 @@ from chromabox.errors import missing_package
 from chromabox.io.fetch import cache_folder
 from chromabox.io.manifest import sha256_file
 from chromabox.runtime.session import load_unless_damaged
+
+log = logging.getLogger(__name__)
 
 
 def open_model(path: Path | None = None, *, threads: int | None = None, device: str = "auto") -> ColourModel:
@@ -43,6 +46,8 @@ def open_model(path: Path | None = None, *, threads: int | None = None, device: 
         from chromabox.engine.export import one_thread
     except ImportError as error:
         raise missing_package(f"{path}: loading a checkpoint that is not an exported .onnx file", error) from error
+    colour_model = load_model(checkpoint)
+    log.info(f"exporting {checkpoint} to {exported}")
     with one_thread():
-        export_onnx(load_model(checkpoint), exported)
+        export_onnx(colour_model, exported)
     return load_onnx_model(exported, threads=threads, device=device)

@@ -131,6 +131,7 @@ def export_all_formats(detector: Detector, folder: Path) -> Iterator[str]:
     differ, the line states the reason. No error is raised, because the detector itself has already been saved.
     """
     detector = replace(detector, model=copy.deepcopy(detector.model).cpu().eval())
+    log.info(f"exporting the model to {folder / 'best.onnx'}")
     try:
         yield f"for any ONNX runtime: {folder}/best.onnx; {export_detector(detector, folder / 'best.onnx')}"
     except ChromaboxError as error:

@@ -1,5 +1,6 @@
 """The command ``colour``: videos, and checks before the work."""
 
+import hashlib
 from pathlib import Path
 
 import av
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from chromabox.__main__ import main
+from chromabox.colour.weights.onnx_model import BUNDLED_MODEL
 from video_fixtures import make_frame, make_video
 
 
@@ -28,6 +30,30 @@ def test_video_is_written_to_a_folder(
         assert len(list(container.decode(video=0))) == 2
     captured = capsys.readouterr()
     assert "yuvj422p (8 bits per channel) becomes yuv420p" in captured.out + captured.err
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_videos_state_in_their_comment_that_they_were_colourised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    plain = make_video(tmp_path / "plain.mp4", [make_frame()] * 2)
+    video = tmp_path / f"in{suffix}"
+    with av.open(str(plain)) as source, av.open(str(video), "w") as sink:
+        sink.metadata["comment"] = "from the archive"
+        stream = sink.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                sink.mux(packet)
+    output = tmp_path / f"out{suffix}"
+    assert run_colour(monkeypatch, video, "-o", output, "--style", "vivid") == 0
+    with av.open(str(output)) as container:
+        comment = {key.lower(): value for key, value in container.metadata.items()}["comment"]
+    original, statement = comment.split("\n")
+    assert original == "from the archive"
+    assert statement.startswith("colourised; digital source type: http://cv.iptc.org/newscodes/digitalsourcetype/")
+    assert f"SHA-256 of the model: {hashlib.sha256(BUNDLED_MODEL.read_bytes()).hexdigest()}" in statement
+    assert '"style": "vivid"' in statement
 
 
 @pytest.mark.parametrize(

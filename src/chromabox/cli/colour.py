@@ -278,6 +278,7 @@ def _colour_video(
     show_progress: bool,
 ) -> dict[str, list[str]]:
     """Colourise a video and return notes about it, as the function for images does."""
+    from chromabox.colour.inference.batch import describe_provenance
     from chromabox.colour.inference.predict import predict_chroma
     from chromabox.colour.inference.video import colourise_video
 
@@ -287,6 +288,7 @@ def _colour_video(
         lambda frame: predict_chroma(frame, model, options),
         smoothing=smoothing,
         settings=settings,
+        comment=describe_provenance(settings),
         show_progress=show_progress,
     )
     return {"notes": [f"{summary.num_frames} frames, {summary.width} × {summary.height}"]}

@@ -231,10 +231,8 @@ def check_outputs(
     taken = [path for path in outputs if os.path.lexists(path) and Path(os.path.abspath(path)) not in ours]
     if taken and not overwrite:
         more = f" (and {len(taken) - 1} other outputs)" if len(taken) > 1 else ""
-        raise UsageError(
-            f"{taken[0]}{more}: exists and was not written by this command; "
-            "use --overwrite to replace it, or another output path"
-        )
+        found = "exists" if manifest is None else "exists and was not written by this command"
+        raise UsageError(f"{taken[0]}{more}: {found}; use --overwrite to replace it, or another output path")
 
 
 def check_writable(path: Path) -> None:

@@ -172,6 +172,12 @@ def add_provenance(packet: bytes | None, settings: Mapping[str, Any]) -> bytes:
     return edit_xmp(packet, changes)
 
 
+def describe_provenance(settings: Mapping[str, Any]) -> str:
+    """Return the statement of :func:`add_provenance` as one line of text, for the comment of a video."""
+    statement = read_provenance(add_provenance(None, settings))
+    return "; ".join(["colourised", *(f"{name}: {value}" for name, value in statement.items())])
+
+
 def read_provenance(packet: bytes | None) -> dict[str, str]:
     """Return the statement of an XMP packet on how the image was made, by name. It is empty if there is no statement.
 

@@ -131,6 +131,7 @@ def colourise_video(
     smoothing: float = DEFAULT_SMOOTHING,
     crf: float = DEFAULT_CRF,
     settings: Mapping[str, Any] | None = None,
+    comment: str = "",
     show_progress: bool = True,
 ) -> TranscodeResult:
     """Colourise the video at `source` and write it to `target` as MP4, MOV or Matroska, according to the suffix.
@@ -146,6 +147,7 @@ def colourise_video(
         smoothing: weight of the previous frames in static regions, in [0, 1) (see :class:`TemporalSmoother`).
         crf: constant rate factor of the encoder, 0 (lossless) to 51 (worst).
         settings: JSON values that determine the chroma maps, such as the digest of the model.
+        comment: text that is appended to the comment in the metadata of the file.
         show_progress: show a progress bar if standard error is a terminal.
 
     Memory use does not depend on the number of frames. Raise UsageError and ChromaboxError as :func:`probe_video` and
@@ -169,10 +171,18 @@ def colourise_video(
 
         resumption = None
         if settings is not None:
-            everything = [sha256_file(source), dict(settings), smoothing, crf, SEGMENT_FRAMES, encoder_version()]
+            everything = [
+                sha256_file(source),
+                dict(settings),
+                comment,
+                smoothing,
+                crf,
+                SEGMENT_FRAMES,
+                encoder_version(),
+            ]
             key = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
             resumption = Resumption(key, smoother.get_state, restore)
-        return transcode(video, target, colourise_frame, crf=crf, resumption=resumption)
+        return transcode(video, target, colourise_frame, crf=crf, resumption=resumption, comment=comment)
 
 
 def lightness_at_size(frame: Frame, height: int, width: int) -> Float32[np.ndarray, "{height} {width}"]:

@@ -79,9 +79,9 @@ def padded_size(height: int, width: int, field_order: str) -> tuple[int, int]:
 
 
 def add_streams(
-    info: VideoInfo, target: Path, source: "InputContainer", sink: "OutputContainer", crf: float
+    info: VideoInfo, target: Path, source: "InputContainer", sink: "OutputContainer", crf: float, comment: str = ""
 ) -> "tuple[VideoStream, dict[int, Stream], TranscodeResult]":
-    """Add all streams, chapters and metadata to the output.
+    """Add all streams, chapters and metadata to the output. The comment is appended to that of the source.
 
     Return the H.264 stream, the copied streams by the indices of their sources, and a result without numbers of frames.
     """
@@ -95,7 +95,11 @@ def add_streams(
         if stream.type in ("audio", "subtitle", "attachment"):
             copy = _add_copy(info.path, target, sink, stream)
             copies |= {} if copy is None else {stream.index: copy}
-    sink.metadata.update(_copyable_metadata(source.metadata))
+    metadata = _copyable_metadata(source.metadata)
+    if comment:
+        key = next((key for key in metadata if key.lower() == "comment"), "comment")
+        metadata[key] = "\n".join(filter(None, (metadata.get(key), comment)))
+    sink.metadata.update(metadata)
     sink.set_chapters(source.chapters())
     kinds = [copy.type for copy in copies.values()]
     skipped = tuple(

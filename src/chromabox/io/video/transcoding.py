@@ -96,6 +96,7 @@ def transcode(
     *,
     crf: float = DEFAULT_CRF,
     resumption: Resumption | None = None,
+    comment: str = "",
 ) -> TranscodeResult:
     """Apply `transform` to every frame of a video and write the result to `target`.
 
@@ -104,6 +105,8 @@ def transcode(
     pixels. An odd width or height is padded by repeating the last column or row, because 4:2:0 requires even
     dimensions (of an interlaced video: a multiple of 4 rows). An interlaced video remains interlaced. Damaged frames
     are replaced by the last good frame. Whatever is not preserved is logged before the first frame is transformed.
+
+    `comment` is appended to the comment in the metadata of the file.
 
     With `resumption`, the finished segments of an interrupted transcoding are kept and reused. The result is the same
     as without the interruption.
@@ -126,7 +129,7 @@ def transcode(
         check = folder / f"check{target.suffix}"
         with open_input(info.path) as source:
             with open_output(check) as sink:  # Errors in the header are found before the work starts.
-                result = add_streams(info, target, source, sink, crf)[2]
+                result = add_streams(info, target, source, sink, crf, comment)[2]
                 sink.start_encoding()
             check.unlink()
             for note in (*info.notes, *(f"not copied: {name}" for name in result.skipped_streams)):
@@ -134,7 +137,7 @@ def transcode(
             num_frames, num_damaged = _write_segments(info, source, folder, transform, crf, resumption)
         log_damage(info.path, num_damaged)
         with open_input(info.path) as source, atomic_write(target) as temp_path, open_output(temp_path) as sink:
-            encoder, copies, _ = add_streams(info, target, source, sink, crf)
+            encoder, copies, _ = add_streams(info, target, source, sink, crf, comment)
             copied = _iter_copied_packets(info, source, copies)
             encoded = _iter_encoded_packets(folder, encoder, encoder.codec_context.time_base)
             for _, packet in heapq.merge(encoded, copied, key=lambda timed: timed[0]):

@@ -47,7 +47,8 @@ def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
     for file in files:
         try:
             document, objects = _parse_xml(file)
-        except (OSError, ParseError, DefusedXmlException, ValueError) as error:
+        except (OSError, ParseError, DefusedXmlException, ValueError, LookupError) as error:
+            # The encoding in the XML declaration can be unknown (LookupError) or a codec that is not for text.
             builder.drop("unreadable label", file, None, f"cannot be read as XML ({error})")
             continue
         image_path = by_stem.get(file.stem) or by_stem.get(Path(document.findtext("filename", "")).stem)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
-from chromabox.detect.models.architecture import Variant, variant_from_json
+from chromabox.detect.models.architecture import MAX_SIZE, Variant, variant_from_json
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import parse_json
 from chromabox.io.fetch import cache_folder
@@ -85,8 +85,8 @@ class OnnxDetector:
 
 def check_size_value(size: Any) -> None:
     """Raise UsageError unless the size is None or a positive integer. The model determines the possible multiples."""
-    if size is not None and (not isinstance(size, Integral) or size < 1):
-        raise UsageError(f"--size is {size!r}: expected a multiple of 32, at least 32")
+    if size is not None and (not isinstance(size, Integral) or not 1 <= int(size) <= MAX_SIZE):
+        raise UsageError(f"--size is {size!r}: expected a multiple of 32, at least 32 and at most {MAX_SIZE}")
 
 
 def read_onnx_file(path: Path) -> bytes:
@@ -122,7 +122,11 @@ def load_onnx_detector(
             raise ValueError(f"the format is {metadata.get('format')!r}, not {EXPORT_FORMAT!r}")
         classes, size = tuple(parse_json(metadata["classes"])), int(metadata["size"])
         variant = variant_from_json(parse_json(metadata["detector"])["kind"])
-        num_scores = session.get_outputs()[1].shape[-1]
+        side, num_scores = session.get_inputs()[0].shape[-1], session.get_outputs()[1].shape[-1]
+        if side != size or not 1 <= size <= MAX_SIZE:
+            raise ValueError(f"the size of the input is {side}, not {size}")
+        if not all(isinstance(name, str) for name in classes):
+            raise ValueError("the class names are not text")
         if num_scores != len(classes):
             raise ValueError(f"the number of scores per box is {num_scores}, not {len(classes)}")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

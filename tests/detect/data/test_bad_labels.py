@@ -240,7 +240,7 @@ def test_class_number_without_names_is_limited(tmp_path: Path) -> None:
     folder = make_yolo_dataset(tmp_path, {"train/a": GOOD, "train/b": "4294967296 0.5 0.5 0.2 0.2\n"}, names=None)
     data = load_detection_dataset(folder)
     assert [str(issue.message) for issue in data.issues] == [
-        "class 4294967296 is not defined; expected 0 to 9999; dropped"
+        "class 4294967296 is not defined; expected 0 to 1999; dropped"
     ]
     assert len(data.classes) < 10
 

@@ -77,7 +77,7 @@ def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
             network = build_model(name, **model_args)
             network.load_state_dict(state["net"])
             classes = read_classes(metadata)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ChromaboxError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, ChromaboxError) as error:
             reason = " ".join(str(error).split())  # PyTorch lists mismatched tensors on several lines.
             raise ChromaboxError(
                 f"{path}: not a checkpoint of a colourisation model ({reason}); expected one written by chromabox train"

@@ -21,6 +21,7 @@ from chromabox.detect.data.dataset import (
     iter_files,
     split_from_path,
 )
+from chromabox.errors import ChromaboxError
 
 
 def voc_files(folder: Path) -> list[Path]:
@@ -67,6 +68,7 @@ def _iter_labels(
     objects: Sequence[tuple[int, str, Element]], classes: Sequence[str], file: Path, builder: DatasetBuilder
 ) -> Iterator[RawLabel]:
     """Yield the labels of the objects. Record an issue for each invalid object."""
+    class_ids = {name: index for index, name in enumerate(classes)}
     for line, name, element in objects:
         if not name:
             builder.drop("unknown class", file, line, "the object has no name")
@@ -81,7 +83,7 @@ def _iter_labels(
             continue
         # The size of a box with xmax = xmin or ymax = ymin must remain zero, so that the box is reported as invalid.
         shift = 1.0 if right > left and bottom > top else 0.0
-        yield RawLabel(line, classes.index(name), (left - shift, top - shift, right, bottom))
+        yield RawLabel(line, class_ids[name], (left - shift, top - shift, right, bottom))
 
 
 def _parse_xml(file: Path) -> tuple[Element, list[tuple[int, str, Element]]]:
@@ -109,7 +111,10 @@ def _read_split_lists(root: Path) -> dict[str, str]:
             continue
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             if path.suffix.lower() == ".csv":
-                names = [row.get("filename") for row in csv.DictReader(file)]
+                try:
+                    names = [row.get("filename") for row in csv.DictReader(file)]
+                except csv.Error as error:
+                    raise ChromaboxError(f"{path}: cannot be read as CSV ({error}); expected image names") from error
             else:
                 names = [line.split()[0] for line in file if line.strip()]
         for name in filter(None, names):

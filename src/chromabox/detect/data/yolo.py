@@ -27,8 +27,8 @@ from chromabox.io.images import IMAGE_SUFFIXES
 
 #: Maximum size of a .yaml file. Parsing this size takes a second. The names of a thousand classes take 30 kB.
 MAX_YAML_BYTES = 1 << 18
-#: Maximum number of classes of a dataset without class names.
-MAX_UNNAMED_CLASSES = 10_000
+#: Maximum number of classes of a dataset without class names. The dataset with the most classes, LVIS, has 1,203.
+MAX_UNNAMED_CLASSES = 2_000
 #: Files with the class names, one per line, in datasets without a .yaml file.
 CLASS_NAME_FILES = ("classes.txt", "obj.names", "names.txt")
 #: Text files that never contain labels.
@@ -166,11 +166,29 @@ def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     return list(dict.fromkeys(images)), [str(name) for name in names or ()]
 
 
+class _BoundedLoader(yaml.SafeLoader):
+    """Loader of .yaml files whose time and memory are proportional to the size of the file.
+
+    References to lists and mappings are rejected, because nested references describe exponentially many values. Numbers
+    of many digits are rejected, because their conversion takes quadratic time.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next node. Raise YAMLError for a reference to a list or mapping, and for a long number."""
+        is_reference = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if is_reference and not isinstance(node, yaml.ScalarNode):
+            raise yaml.YAMLError(f"line {self.line + 1}: references (*) to lists and mappings are not supported")
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and len(node.value) > 100:
+            raise yaml.YAMLError(f"line {self.line + 1}: a number has {len(node.value)} characters")
+        return node
+
+
 def _load_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a .yaml file. Raise ChromaboxError if the file does not describe a dataset."""
     encoded = read_bytes(path, "a dataset description", MAX_YAML_BYTES)
     try:
-        content = yaml.safe_load(encoded.decode())
+        content = yaml.load(encoded.decode(), _BoundedLoader)
     except Exception as error:  # The parser raises many types of errors, for example for an invalid date or number.
         raise ChromaboxError(
             f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:300]}); expected a dataset description"

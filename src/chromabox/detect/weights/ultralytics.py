@@ -234,7 +234,9 @@ def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsF
         convolutions = [layer for layer in architecture.layers if isinstance(layer, Convolution)]
         layers = [next(remaining_blocks if layer.batch_normalise else remaining_heads) for layer in convolutions]
         return UltralyticsFile(architecture, variant, tuple(names), layers)
-    except (ValueError, TypeError) as error:
+    except UsageError:
+        raise
+    except (ValueError, TypeError, ChromaboxError) as error:
         raise ChromaboxError(f"{path}: {error}") from error
 
 

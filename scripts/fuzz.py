@@ -33,6 +33,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickletools
 import random
 import re
 import resource
@@ -565,10 +566,14 @@ def mutate_archive(content: bytes, rng: random.Random) -> bytes:
     with zipfile.ZipFile(BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = next(iter(members)) if rng.random() < 0.9 else rng.choice(list(members))
-    changed = bytearray(mutate(members[name], list(members.values()), rng))
-    while rng.random() < 0.5:
-        position = rng.randrange(len(changed) + 1)
-        changed[position:position] = rng.choice(PICKLE_PARTS)
+    if name.endswith(".pkl") and rng.random() < 0.5:
+        # Insert complete instructions between others, so that the unpickler executes what precedes and follows them.
+        positions = [position or 0 for _, _, position in pickletools.genops(members[name])]
+        changed = bytearray(members[name])
+        for position in sorted(rng.choices(positions[1:], k=rng.choice((1, 2, 5))), reverse=True):
+            changed[position:position] = rng.choice(PICKLE_PARTS)
+    else:
+        changed = bytearray(mutate(members[name], list(members.values()), rng))
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
         for member, data in {**members, name: bytes(changed)}.items():

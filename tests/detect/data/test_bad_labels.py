@@ -162,6 +162,11 @@ def test_damaged_and_missing_images_are_reported_and_dropped(tmp_path: Path) -> 
 BAD_XML = {
     "truncated": "<annotation><object>",
     "expanding entities": '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>',
+    # Names of codecs of Python that are unknown, not for text, only for Windows, or for domain names.
+    **{
+        f"encoding {name}": f'<?xml version="1.0" encoding="{name}"?><annotation></annotation>'
+        for name in ("foo", "rot13", "mbcs", "idna", "utf-32", "undefined", "hex", "x" * 300)
+    },
     "external entity": '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><annotation>&b;</annotation>',
 }
 
@@ -190,9 +195,28 @@ BAD_FILES = {
         "train: images\na: &a [x, x, x, x, x, x, x, x, x]\n"
         + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
         + "names: *i",
-        "names: expected a list of different names",
+        "line 3: references (*) to lists and mappings are not supported",
     ),
-    "aliases as a path": ("data.yaml", "train: &a [[images]]\npath: *a", "path: expected the path of a folder"),
+    "merged aliases": (
+        "data.yaml",
+        "train: images\na: &a {x: 1}\n"
+        + "".join(
+            f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        ),
+        "line 3: references (*) to lists and mappings are not supported",
+    ),
+    "pairs of aliases": ("data.yaml", "train: images\na: &a [1]\nnames: !!pairs [x: *a]", "references (*) to lists"),
+    "sexagesimal number": (
+        "data.yaml",
+        f"train: images\nx: 1{':59' * 80_000}",
+        "line 2: a number has 240001 characters",
+    ),
+    "hexadecimal name": (
+        "data.yaml",
+        f"train: images\nnames: [0x{'f' * 5000}]",
+        "line 2: a number has 5002 characters",
+    ),
+    "aliases as a path": ("data.yaml", "train: &a [[images]]\npath: *a", "references (*) to lists and mappings"),
     "nested list of paths": ("data.yaml", "train: [[images]]", "train: expected the path of a folder"),
     "device": ("data.yaml", "train: /dev/zero", "train: /dev/zero does not exist or is no regular file"),
     "long path": ("data.yaml", f"train: {'a' * 5000}", "aaa does not exist or is no regular file"),
@@ -236,13 +260,29 @@ def test_invalid_description_is_rejected_with_one_line(tmp_path: Path, case: str
     assert "\n" not in str(caught.value)
 
 
-def test_class_number_without_names_is_limited(tmp_path: Path) -> None:
-    folder = make_yolo_dataset(tmp_path, {"train/a": GOOD, "train/b": "4294967296 0.5 0.5 0.2 0.2\n"}, names=None)
+@pytest.mark.parametrize("number", ["2000", "20230401", "1e9", "4294967296", "1e30", "1e308"])
+def test_class_number_without_names_is_limited(tmp_path: Path, number: str) -> None:
+    folder = make_yolo_dataset(tmp_path, {"train/a": GOOD, "train/b": f"{number} 0.5 0.5 0.2 0.2\n"}, names=None)
     data = load_detection_dataset(folder)
     assert [str(issue.message) for issue in data.issues] == [
-        "class 4294967296 is not defined; expected 0 to 1999; dropped"
+        f"class {number} is not defined; expected 0 to 1999; dropped"
     ]
     assert len(data.classes) < 10
+
+
+def test_name_references_in_yaml_are_read(tmp_path: Path) -> None:
+    make_yolo_dataset(tmp_path, {"train/a": GOOD, "val/b": GOOD}, names=None)
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [&a cat, dog]\nx: *a\n")
+    assert load_detection_dataset(tmp_path / "data.yaml").classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("content", ["filename\n" + "x" * 200_000, "x" * 200_000 + "\na"])
+def test_table_with_a_long_field_is_rejected(tmp_path: Path, content: str) -> None:
+    make_image(tmp_path / "a.png")
+    (tmp_path / "a.xml").write_text(make_voc_xml(("cat", (26, 16, 75, 35))))
+    (tmp_path / "train_labels.csv").write_text(content)
+    with pytest.raises(ChromaboxError, match=r"train_labels\.csv: cannot be read as CSV"):
+        load_detection_dataset(tmp_path)
 
 
 def test_path_without_dataset_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

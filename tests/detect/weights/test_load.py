@@ -1,5 +1,6 @@
 """Loading and saving of detectors with small architectures: formats, bit-identical round trips, and errors."""
 
+import contextlib
 import json
 import struct
 from dataclasses import replace
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from chromabox.detect.data.dataset import COCO_CLASSES, default_class_names
 from chromabox.detect.models.architecture import (
@@ -274,3 +277,35 @@ def test_default_class_names() -> None:
         "toothbrush",
     )
     assert default_class_names(2) == ("class 0", "class 1")
+
+
+def test_weights_are_counted_before_memory_is_allocated(tmp_path: Path) -> None:
+    """A kernel of 30,000 × 30,000 would have 4·3·30000² = 10.8·10⁹ values, or 43 GB."""
+    write_darknet_file(tmp_path / "a.weights", np.zeros(10, np.float32))
+    convolution = "[convolutional]\nfilters=4\nsize=30000\npad=1\nactivation=leaky\n"
+    head = "[convolutional]\nfilters=6\nactivation=linear\n[yolo]\nanchors=1,2\nclasses=1\n"
+    (tmp_path / "a.cfg").write_text(f"[net]\nwidth=63\n{convolution}{head}".replace("width=63", "width=64\nheight=64"))
+    with pytest.raises(ChromaboxError, match=r"a\.weights: truncated .* \(10 values\); expected 10,800,000,034"):
+        load_detector(tmp_path / "a.weights")
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 10**9, 10**30, 1.5, float("inf"), "x", [[]], {"a": 1}])
+@pytest.mark.parametrize(
+    "key", ["architecture", "classes", "size", "kind", "layers", "filters", "stride", "anchors", "tiny_mask"]
+)
+def test_metadata_of_another_type_is_rejected(tmp_path: Path, key: str, value: object) -> None:
+    detector = Detector(DarknetModel(ARCHITECTURE, DARKNET).eval(), ("cat", "dog"), 32, {})
+    save_detector(tmp_path / "a.safetensors", detector)
+    metadata = json.loads((tmp_path / "a.json").read_text())
+    layers = metadata["architecture"]["layers"]
+    parents = {"layers": metadata["architecture"], "filters": layers[0], "stride": layers[3], "anchors": layers[-1]}
+    parents.get(key, metadata["kind"] if key == "tiny_mask" else metadata)[key] = value
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        header = file.metadata()
+    save_file(
+        load_file(tmp_path / "a.safetensors"),
+        tmp_path / "b.safetensors",
+        {**header, "description": json.dumps(metadata)},
+    )
+    with contextlib.suppress(ChromaboxError):  # Some values are valid, such as a mask of letters or no stride.
+        assert load_detector(tmp_path / "b.safetensors").size == 32

@@ -173,7 +173,7 @@ class _BoundedLoader(yaml.SafeLoader):
     of many digits are rejected, because their conversion takes quadratic time.
     """
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Return the next node. Raise YAMLError for a reference to a list or mapping, and for a long number."""
         is_reference = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)

@@ -37,7 +37,7 @@ from chromabox.detect.models.architecture import (
     yolov3,
     yolov3_tiny,
 )
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import ChromaboxError, UsageError, escape_unprintable
 
 #: Prefixes of the names of classes and functions that are read as :class:`OpaqueObject`.
 OPAQUE_NAMES = (
@@ -108,7 +108,9 @@ def load_untrusted(path: Path) -> Any:
         for name in names:
             if not name.startswith(OPAQUE_NAMES):
                 expected = "expected tensors, containers and modules"
-                raise ChromaboxError(f"{path}: unsafe file (loading it would execute {name}); {expected}")
+                raise ChromaboxError(
+                    f"{path}: unsafe file (loading it would execute {escape_unprintable(name[:200])}); {expected}"
+                )
         opaque: list[Any] = [(type(name, (OpaqueObject,), {"class_name": name}), name) for name in names]
         with torch.serialization.safe_globals(opaque):
             return torch.load(path, map_location="cpu", weights_only=True)

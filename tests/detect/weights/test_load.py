@@ -309,3 +309,15 @@ def test_metadata_of_another_type_is_rejected(tmp_path: Path, key: str, value: o
     )
     with contextlib.suppress(ChromaboxError):  # Some values are valid, such as a mask of letters or no stride.
         assert load_detector(tmp_path / "b.safetensors").size == 32
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_checkpoint_with_values_that_are_not_finite_is_rejected(tmp_path: Path, value: float) -> None:
+    model = DarknetModel(ARCHITECTURE, DARKNET).eval()
+    with torch.no_grad():
+        model.layers[0].norm.running_mean[1] = value
+    save_detector(tmp_path / "a.safetensors", Detector(model, ("cat", "dog"), 32, {}))
+    with pytest.raises(
+        ChromaboxError, match=r"a\.safetensors: .*norm\.running_mean contains values that are not finite"
+    ):
+        load_detector(tmp_path / "a.safetensors")

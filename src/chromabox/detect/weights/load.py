@@ -39,7 +39,7 @@ from chromabox.detect.weights.onnx_model import (
     resolve_weights,
 )
 from chromabox.detect.weights.ultralytics import read_ultralytics
-from chromabox.engine.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from chromabox.engine.checkpoint import check_finite, load_checkpoint, read_metadata, save_checkpoint
 from chromabox.engine.darknet_weights import (
     DarknetWeights,
     load_yolov3_tiny,
@@ -83,7 +83,7 @@ class Detector:
         """Raise UsageError if the model cannot process square images of this side length in pixels."""
         multiple = self.architecture.max_stride
         if not multiple <= size <= MAX_SIZE or size % multiple:
-            expected = f"expected a multiple of {multiple}, at most {MAX_SIZE}, for {self.architecture.name}"
+            expected = f"expected a multiple of {multiple} for {self.architecture.name}, at most {MAX_SIZE}"
             raise UsageError(f"--size is {size}: {expected}")
 
     @torch.inference_mode()
@@ -316,11 +316,15 @@ def _check_classes(classes: Sequence[str], architecture: Architecture) -> None:
 
 
 def _load_state(state: dict[str, Tensor], architecture: Architecture, variant: Variant) -> DarknetModel:
-    """Return the model with the tensors of a checkpoint. Raise an error of PyTorch if the shapes differ."""
+    """Return the model with the tensors of a checkpoint.
+
+    Raise an error of PyTorch if the shapes differ, and ValueError if a value is not finite.
+    """
     with torch.device("meta"):  # Compare the shapes before memory is allocated for the weights.
         DarknetModel(architecture, variant).load_state_dict(state, assign=True)
     model = DarknetModel.uninitialised(architecture, variant)
     model.load_state_dict(state)
+    check_finite(model.state_dict())
     return model
 
 

@@ -124,6 +124,7 @@ def load_untrusted(path: Path) -> Any:
     except Exception as error:  # A broken pickle can raise any exception.
         # PyTorch's message ends with advice that would be dangerous to follow for a file of unknown origin.
         reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split("\n\n")[0].split())
+        reason = reason.partition(" (Could this error message be improved?")[0]
         problem = f"damaged PyTorch file ({reason or type(error).__name__})"
         raise ChromaboxError(f"{path}: {problem}; use another copy") from error
 

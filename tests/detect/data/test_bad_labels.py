@@ -218,6 +218,7 @@ BAD_FILES = {
     ),
     "aliases as a path": ("data.yaml", "train: &a [[images]]\npath: *a", "references (*) to lists and mappings"),
     "nested list of paths": ("data.yaml", "train: [[images]]", "train: expected the path of a folder"),
+    "line break in a path": ("data.yaml", 'train: "a\\nb"', r"train: a\nb does not exist or is no regular file"),
     "device": ("data.yaml", "train: /dev/zero", "train: /dev/zero does not exist or is no regular file"),
     "long path": ("data.yaml", f"train: {'a' * 5000}", "aaa does not exist or is no regular file"),
     "number with too many digits": ("data.yaml", f"train: images\nnc: {'9' * 5000}", "cannot be read as YAML"),

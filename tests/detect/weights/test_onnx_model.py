@@ -80,6 +80,8 @@ def test_damaged_file_is_rejected(exported: Path, tmp_path: Path, cache: Path) -
     ("key", "value", "message"),
     [
         ("format", None, "the format is None, not 'chromabox-detector-1'"),
+        ("size", "1000000000", "the size of the input is 64, not 1000000000"),
+        ("classes", "[1, null, []]", "the class names are not text"),
         ("format", "chromabox-palette", "the format is 'chromabox-palette'"),
         ("classes", None, "classes"),
         ("classes", "[", "not a detector exported by Chromabox"),

@@ -21,7 +21,7 @@ from chromabox.detect.data.dataset import (
     iter_files,
     split_from_path,
 )
-from chromabox.errors import ChromaboxError
+from chromabox.errors import ChromaboxError, escape_unprintable
 from chromabox.io.atomic import read_bytes
 from chromabox.io.images import IMAGE_SUFFIXES
 
@@ -205,8 +205,8 @@ def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) 
     # A device is not accepted, because reading it might never end.
     found = next((path for path in candidates if os.path.isdir(path) or os.path.isfile(path)), None)
     if found is None:
-        expected = f"does not exist or is no regular file; expected {str(candidates[0])[:200]}"
-        raise ChromaboxError(f"{source}: {split}: {entry[:100]} {expected}")
+        name, path = escape_unprintable(entry[:100]), escape_unprintable(str(candidates[0])[:200])
+        raise ChromaboxError(f"{source}: {split}: {name} does not exist or is no regular file; expected {path}")
     if found.is_dir():
         return list(iter_files(found))
     if found.suffix.lower() in IMAGE_SUFFIXES:

@@ -27,7 +27,6 @@ from chromabox.detect.data.dataset import (
 from chromabox.detect.data.duplicates import DuplicatePair, find_duplicates, fingerprints
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.data.yolo import label_path
-from chromabox.engine.checkpoint import write_json
 from chromabox.engine.logger import progress_bar
 from chromabox.errors import UsageError
 
@@ -120,6 +119,8 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
         raise UsageError(
             f"--repair: {output} is inside {source}, which must not be modified; choose a folder outside the dataset"
         )
+    from chromabox.engine.checkpoint import write_json  # This imports PyTorch, which validation does not require.
+
     data = dataset_report.data
     samples, changes = _select_samples(dataset_report)
     with atomic_folder(output) as folder:

@@ -33,11 +33,14 @@ def write_marker(path: str) -> None:
 
 def test_tensors_and_containers_are_restored(tmp_path: Path) -> None:
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    with_attribute = torch.nn.Parameter(torch.randn(2))
+    with_attribute.note = "a"  # type: ignore[attr-defined]
     content = {
         "half": torch.randn(3, 4).half(),
         "view": base[1:3, ::2],
         "transposed": base.t(),
         "parameter": torch.nn.Parameter(torch.randn(2)),
+        "parameter with an attribute": with_attribute,
         "whole": torch.tensor(7),
         "brain": torch.randn(5).bfloat16(),
         "empty": torch.empty(0, 3),

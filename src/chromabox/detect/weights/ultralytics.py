@@ -46,8 +46,9 @@ OPAQUE_NAMES = (
 )
 #: Pattern of the names of functions and types that PyTorch's restricted unpickler may call.
 SAFE_NAMES = re.compile(
-    r"collections\.OrderedDict|(__builtin__|builtins)\.set|_codecs\.encode|torch\.(Size|device|\w+Storage|u?int\d+|bool)"
-    r"|torch\.(b?float\d+|complex\d+)|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.storage\.\w+Storage"
+    r"collections\.OrderedDict|(__builtin__|builtins)\.set|_codecs\.encode|torch\.storage\.\w+Storage"
+    r"|torch\.(Size|device|Tensor|\w+Storage|u?int\d+|bool|b?float\d+|complex\d+)|torch\.nn\.parameter\.Parameter"
+    r"|torch\._utils\._rebuild_(tensor_v2|parameter|parameter_with_state)|torch\._tensor\._rebuild_from_type_v2"
 )
 #: Maximum size of a pickle in bytes. The pickle of YOLOv3 with optimizer has less than 1 MB.
 MAX_PICKLE_BYTES = 1 << 21

@@ -183,7 +183,7 @@ def weights(
 
     Args:
         weights: yolov3-tiny (downloaded), or a .weights, .onnx, .pt or .safetensors file.
-        output: A .safetensors file (with all metadata), or a Darknet .weights file (with its .cfg file).
+        output: A .safetensors file (with all metadata), or a Darknet .weights file (with a .cfg and a .names file).
         architecture: yolov3, yolov3-tiny or a Darknet .cfg file.
         variant: Weight format: darknet, ultralytics-9.0 or ultralytics-9.6.
         classes: Class names, in the order of their indices.

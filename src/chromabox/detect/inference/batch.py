@@ -168,6 +168,9 @@ def run_detection(
         for path in plan.outputs():
             manifest.claim(path)
     summary = BatchSummary()
+    if any(planned.target is not None for planned in (*plan.images, *plan.videos)):
+        for line in outputs.describe_numbered_classes(detector.classes):
+            log.info(line)
     all_results: list[ImageDetections] = []
     start_time = time.perf_counter()
 

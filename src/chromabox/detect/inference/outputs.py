@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from chromabox.detect.data.dataset import COCO_CLASSES, format_labels
 from chromabox.detect.detections import Detections
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
-from chromabox.io.images import load_font, to_uint8
+from chromabox.io.images import can_draw, load_font, to_uint8
 
 #: Category ids from 1 to 90 that COCO does not use.
 _COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
@@ -40,6 +41,8 @@ _COLOURS = (
 )
 #: Text height and line thickness, as fractions of the shorter side of the image.
 _TEXT_HEIGHT, _LINE_WIDTH = 1 / 36, 1 / 300
+#: Maximum number of classes in the line about classes that are drawn as numbers.
+MAX_LISTED_CLASSES = 10
 #: Left, top, right and bottom in pixels.
 _LabelBox = tuple[int, int, int, int]
 
@@ -84,7 +87,8 @@ def annotate(pixels: Pixels, detections: Detections) -> UInt8[np.ndarray, "heigh
         corners = np.clip(np.rint(box), 0, [image.width - 1, image.height - 1] * 2)
         draw.rectangle(tuple(corners.tolist()), outline=colour, width=width)
     label_boxes: list[_LabelBox] = []
-    labels = zip(detections.xyxy, detections.class_names, detections.confidence, colours, strict=True)
+    names = map(drawable_name, detections.class_names.tolist(), detections.class_id.tolist())
+    labels = zip(detections.xyxy, names, detections.confidence, colours, strict=True)
     for box, name, score, colour in labels:
         text = f"{name} {score:.2f}"
         left, top, right, bottom = draw.textbbox((0, 0), text, font)
@@ -97,6 +101,28 @@ def annotate(pixels: Pixels, detections: Detections) -> UInt8[np.ndarray, "heigh
         text_colour = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
         draw.text((x + padding - left, y + padding - top), text, fill=text_colour, font=font)
     return np.asarray(image)
+
+
+def drawable_name(name: str, class_id: int) -> str:
+    """Return a class name as it is drawn in images: the name, or ``class 3`` if the font lacks one of its characters.
+
+    Only the bundled font is used, so that the images are the same on every machine.
+    """
+    composed = unicodedata.normalize("NFC", name)  # Names of files on macOS contain letters and accents separately.
+    return composed if all(map(can_draw, composed)) else f"class {class_id}"
+
+
+def describe_numbered_classes(classes: Sequence[str]) -> list[str]:
+    """Return a line about the classes that are drawn as numbers, or an empty list if there are none."""
+    drawn = [drawable_name(name, index) for index, name in enumerate(classes)]
+    numbered = [
+        f"{text} is {name}"
+        for text, name in zip(drawn, classes, strict=True)
+        if text != unicodedata.normalize("NFC", name)
+    ]
+    more = f" (and {len(numbered) - MAX_LISTED_CLASSES} more)" if len(numbered) > MAX_LISTED_CLASSES else ""
+    heading = "the font of images lacks characters of these classes, which are drawn as numbers"
+    return [f"{heading}: {', '.join(numbered[:MAX_LISTED_CLASSES])}{more}"] if numbered else []
 
 
 def _place_label(

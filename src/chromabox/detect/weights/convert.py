@@ -62,8 +62,9 @@ def convert_weights(
 
     Args:
         weights: ``yolov3-tiny`` or a .weights, .onnx, .pt or .safetensors file.
-        output: a .safetensors file (Chromabox) or a .weights file (Darknet), next to which a .cfg file and a .names file
-            are written. None: the cache folder for pretrained weights, otherwise the input path with the suffix .safetensors.
+        output: a .safetensors file (Chromabox) or a .weights file (Darknet), next to which a .cfg and a .names file are
+            written. None: the cache folder for pretrained weights, otherwise the input path with the suffix
+            .safetensors.
         architecture: ``yolov3``, ``yolov3-tiny`` or a .cfg file; see
             :func:`~chromabox.detect.weights.load.load_detector`.
         variant: a key of ``chromabox.detect.models.architecture.VARIANTS``.
@@ -122,7 +123,7 @@ def convert_weights(
 
 
 def _source_files(detector: Detector) -> list[str]:
-    """Return the names of the files from which the weights and, if in a file of their own, the class names were read."""
+    """Return the names of the files from which the weights and, if separate, the class names were read."""
     source = detector.metadata.get("source", {})
     return [str(source[key]) for key in ("file", "names") if key in source] or ["a checkpoint"]
 

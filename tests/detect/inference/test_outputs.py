@@ -90,7 +90,7 @@ def test_yolo_labels_equal_hand_calculation(tmp_path: Path) -> None:
     write_yolo_labels(tmp_path / "labels" / "a.txt", ImageDetections("a.jpg", (120, 200), DETECTIONS))
     first = (tmp_path / "labels" / "a.txt").read_text().splitlines()[0].split()
     # Centre (30, 60) and size (40, 80) in an image of 200 × 120 pixels.
-    assert [int(first[0]), *map(float, first[1:])] == pytest.approx([16, 0.15, 0.5, 0.2, 2 / 3, 0.9], abs=1e-6)
+    assert [int(first[0]), *map(float, first[1:])] == pytest.approx([16, 0.15, 0.5, 0.2, 2 / 3], abs=1e-9)
     write_yolo_labels(tmp_path / "b.txt", ImageDetections("b.jpg", (120, 200), NO_DETECTIONS))
     assert (tmp_path / "b.txt").read_text() == ""
 

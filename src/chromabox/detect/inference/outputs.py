@@ -1,11 +1,12 @@
-"""Output of detections: annotated images, COCO results, CSV and YOLO labels.
+"""Output of detections: annotated images, COCO results, CSV and YOLO datasets.
 
 * COCO results: a JSON list with image_id, category_id, bbox (left, top, width, height in pixels) and score of each
   box. For the 80 COCO classes, the category ids are COCO's, 1 to 90. Other classes are numbered from 1. The id of an
   image is its path without suffix, or an integer if its name consists of digits (as in COCO).
 * CSV: one line per box, with the left, top, right and bottom of the box in pixels.
-* YOLO: one text file per image. Each line contains the class, the centre, width and height of a box as fractions of the
-  image size, and the score.
+* YOLO: a dataset with copies of the images in ``images/`` and one text file per image in ``labels/``. Each line
+  contains the class, and the centre, width and height of a box as fractions of the image size. There is no score,
+  because labels have exactly five values. ``data.yaml`` contains the class names and the lists of images.
 """
 
 import csv
@@ -18,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import yaml
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageColor, ImageDraw
 
 from chromabox.detect.boxes import Pixels, xyxy_to_cxcywh, xyxy_to_xywh
-from chromabox.detect.data.dataset import COCO_CLASSES, format_labels
+from chromabox.detect.data.dataset import COCO_CLASSES, format_labels, split_from_path
 from chromabox.detect.detections import Detections
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
@@ -33,6 +35,9 @@ _COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 COCO_CATEGORIES = tuple(category_id for category_id in range(1, 91) if category_id not in _COCO_GAPS)
 
 CSV_COLUMNS = ("file", "frame", "class", "class_id", "score", "left", "top", "right", "bottom", "width", "height")
+
+#: Keys of the splits in ``data.yaml``.
+YOLO_SPLITS = ("train", "val", "test")
 
 #: Colours of the classes, assigned cyclically. They are easy to distinguish from each other and from photographs.
 _COLOURS = (
@@ -189,12 +194,48 @@ def write_csv(path: Path, results: Iterable[ImageDetections]) -> None:
 def write_yolo_labels(path: Path, result: ImageDetections) -> None:
     """Write YOLO labels, one line per box. The file is empty for an image without detections.
 
-    Raise ChromaboxError if the file cannot be written.
+    Boxes less than a pixel wide or high are left out, because they are not valid labels. Raise ChromaboxError if the
+    file cannot be written.
     """
     height, width = result.size
-    boxes = xyxy_to_cxcywh(result.detections.xyxy.astype(np.float64)) / [width, height, width, height]
-    values = np.column_stack([boxes, result.detections.confidence])
-    write_text(path, format_labels(result.detections.class_id, values, ".6f"))
+    xyxy = result.detections.xyxy.astype(np.float64)
+    is_valid = (xyxy[:, 2:] - xyxy[:, :2] >= 1).all(axis=1)
+    boxes = xyxy_to_cxcywh(xyxy[is_valid]) / [width, height, width, height]
+    write_text(path, format_labels(result.detections.class_id[is_valid], boxes, ".9g"))
+
+
+def yolo_label_file(image: Path) -> Path:
+    """Return the path at which YOLO programs look for the labels of an image: the last ``images`` becomes ``labels``.
+
+    One of the folders of the image must be named ``images``.
+    """
+    position = max(index for index, part in enumerate(image.parts[:-1]) if part == "images")
+    return Path(*image.parts[:position], "labels", *image.parts[position + 1 :]).with_suffix(".txt")
+
+
+def write_yolo_description(folder: Path, images: Sequence[Path], classes: Sequence[str]) -> None:
+    """Write ``data.yaml``, ``labels/classes.txt`` and the lists of images ``train.txt``, ``val.txt`` and ``test.txt``.
+
+    Only the lists of splits with images are written. The split of an image is the one that its folders denote, or
+    otherwise train.
+
+    Args:
+        folder: folder of the dataset.
+        images: paths of the images in ``folder``.
+        classes: class names.
+
+    Raise ChromaboxError if a file cannot be written.
+    """
+    lists: dict[str, list[str]] = {}
+    for image in images:
+        name = split_from_path(image, folder).lower()
+        split = next((split for split in YOLO_SPLITS if split in name), "train")
+        lists.setdefault(split, []).append(f"./{image.relative_to(folder).as_posix()}\n")
+    for split, lines in lists.items():
+        write_text(folder / f"{split}.txt", "".join(lines), "surrogateescape")
+    description = {split: f"{split}.txt" for split in YOLO_SPLITS if split in lists} | {"names": list(classes)}
+    write_text(folder / "data.yaml", yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
+    write_text(folder / "labels" / "classes.txt", "".join(f"{name}\n" for name in classes))
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:

@@ -35,7 +35,8 @@ class ValidateDataset:
     """
 
     path: Annotated[Positional[str], option("PATH|NAME")]
-    """A folder, a .yaml or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the cache)."""
+    """A folder or .zip file, a .yaml, .data or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the
+    cache)."""
     repair: Annotated[Path | None, option("FOLDER", "no copy")] = None
     """Write a cleaned copy to this new folder, with a report of all changes."""
     output: Annotated[Path | None, option("PATH", "not written", short="-o")] = None

@@ -1,7 +1,9 @@
 """Batch detection from input relative_files to output relative_files, with a small detector of random weights."""
 
 import json
+import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +114,19 @@ def test_video_is_written_to_a_file_or_as_a_dataset(tmp_path: Path, detector: De
     assert np.abs(frame.astype(int) - expected).mean() < 3  # JPEG
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [(".avi", "mpeg4"), (".webm", "libvpx-vp9")])
+def test_other_video_formats_are_read_and_written_as_matroska(
+    suffix: str, codec: str, tmp_path: Path, detector: Detector
+) -> None:
+    video = make_video(tmp_path / f"video{suffix}", codec=codec)
+    assert run(detector, [video], tmp_path / "out").num_frames == 5
+    assert relative_files(tmp_path / "out") == ["video.mkv"]
+    with pytest.raises(
+        UsageError, match=rf"other\{suffix}: unsupported output format for a video; expected \.m4v, \.mkv"
+    ):
+        plan_detection_outputs([video], tmp_path / f"other{suffix}")
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_yolo_output_is_a_valid_dataset(
     in_place: bool, folder: Path, tmp_path: Path, detector: Detector, messages: list[str]
@@ -145,6 +160,31 @@ def test_yolo_output_is_a_valid_dataset(
     (found,) = (boxes for path, boxes in read.annotations.items() if Path(path).name == "a.png")
     expected = detect_image(read_image(folder / "a.png").pixels, detector, confidence=0.3)
     np.testing.assert_allclose(found.xyxy, expected.xyxy, atol=0.01)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not allow these names")
+def test_images_with_unusual_names_are_in_the_dataset(tmp_path: Path, detector: Detector) -> None:
+    names = [
+        "a b.png",
+        "a\\b.png",
+        "a\nb.png",
+        " c.png",
+        "$d.PNG",
+        "猫.png",
+        os.fsdecode(b"\xff.png"),
+        "e.jpg.png",
+        "~f",
+    ]
+    for index, name in enumerate(names):
+        pixels = np.random.default_rng(index).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        write_image(tmp_path / "image.png", pixels)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "image.png").rename(tmp_path / "in" / name)
+    video = make_video(tmp_path / "v\\[x].mp4")
+    for _ in range(2):
+        assert run(detector, [tmp_path / "in", video], tmp_path / "out", "yolo").errors == []
+    report = validate_dataset(tmp_path / "out")
+    assert (report.is_valid, len(report.data.samples)) == (True, len(names) + 5)
 
 
 def test_folders_of_splits_remain_splits_of_the_dataset(folder: Path, tmp_path: Path, detector: Detector) -> None:

@@ -20,7 +20,7 @@ from chromabox.detect.inference.outputs import ImageDetections
 from chromabox.detect.inference.predict import InferenceOptions, run_detector
 from chromabox.detect.weights.onnx_model import DetectorModel
 from chromabox.engine.logger import progress_bar
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import ChromaboxError, UsageError, escape_unprintable
 from chromabox.io.atomic import atomic_write, check_writable_folder
 from chromabox.io.images import IMAGE_SUFFIXES, read_image, write_image
 from chromabox.io.manifest import MANIFEST_NAME, Manifest
@@ -81,9 +81,9 @@ class OutputPlan:
                 if path.resolve() != image.source.resolve()
             ]
             for video in self.videos:
-                pattern = f"{escape(str(Path(video.name).with_suffix('')))}_[0-9]*"
-                files += sorted((dataset / "images").glob(f"{pattern}.jpg"))
-                files += sorted(self.label_folder.glob(f"{pattern}.txt"))
+                image = _dataset_image(dataset, Path(video.name).with_suffix(".jpg"))
+                files += sorted(image.parent.glob(f"{escape(image.stem)}_[0-9]*.jpg"))
+                files += sorted(outputs.yolo_label_file(image).parent.glob(f"{escape(image.stem)}_[0-9]*.txt"))
             names = ("data.yaml", "labels/classes.txt", *(f"{split}.txt" for split in outputs.YOLO_SPLITS))
             files += [dataset / name for name in names]
         return files
@@ -156,9 +156,14 @@ def plan_detection_outputs(
 
 
 def _dataset_image(dataset: Path, name: Path) -> Path:
-    """Return the path of an image in a YOLO dataset. Only images with a usual suffix are found by readers."""
+    """Return the path of an image in a YOLO dataset.
+
+    The name has a usual suffix and neither backslashes nor unprintable characters, which lists of images cannot
+    contain.
+    """
+    readable = Path(escape_unprintable(name.as_posix()).replace("\\", "_"))
     known = name.suffix.lower() in IMAGE_SUFFIXES
-    return dataset / "images" / (name if known else name.with_name(f"{name.name}.png"))
+    return dataset / "images" / (readable if known else readable.with_name(f"{readable.name}.png"))
 
 
 @dataclass
@@ -205,7 +210,7 @@ def run_detection(
         if plan.label_folder is not None and planned.dataset_image is not None:
             image = planned.dataset_image
             if frame is not None:
-                image = plan.label_folder.parent / "images" / f"{result.stem}.jpg"
+                image = _dataset_image(plan.label_folder.parent, Path(f"{result.stem}.jpg"))
             label_file = outputs.yolo_label_file(image)
             if manifest is not None and frame is not None:
                 manifest.claim(image)

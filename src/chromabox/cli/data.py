@@ -35,7 +35,8 @@ class ValidateDataset:
     """
 
     path: Annotated[Positional[str], option("PATH|NAME")]
-    """A folder, a .yaml or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the cache)."""
+    """A folder or .zip file, a .yaml, .data or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the
+    cache)."""
     repair: Annotated[Path | None, option("FOLDER", "no copy")] = None
     """Write a cleaned copy to this new folder, with a report of all changes."""
     output: Annotated[Path | None, option("PATH", "not written", short="-o")] = None
@@ -183,7 +184,7 @@ def weights(
 
     Args:
         weights: yolov3-tiny (downloaded), or a .weights, .onnx, .pt or .safetensors file.
-        output: A .safetensors file (with all metadata), or a Darknet .weights file (with its .cfg file).
+        output: A .safetensors file (with all metadata), or a Darknet .weights file (with a .cfg and a .names file).
         architecture: yolov3, yolov3-tiny or a Darknet .cfg file.
         variant: Weight format: darknet, ultralytics-9.0 or ultralytics-9.6.
         classes: Class names, in the order of their indices.

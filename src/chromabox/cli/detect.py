@@ -38,7 +38,7 @@ def detect(
 ) -> int:
     """Detect objects in images, folders and videos.
 
-    Writes annotated copies, or the boxes as JSON, CSV or YOLO labels.
+    Writes annotated copies, or the boxes as JSON, CSV or a YOLO dataset.
 
     Examples:
       chromabox detect holiday/ -o annotated/
@@ -50,8 +50,9 @@ def detect(
         inputs: Images, videos and folders. Files in folders are recognised by their content.
         output: Output folder, file for a single annotated image or video, or .json or .csv file for the boxes.
         weights: yolov3-tiny (pretrained weights, downloaded and cached), a .safetensors, .weights, .onnx or .pt file,
-            or a run folder.
-        format: Outputs to write: images (annotated), json (COCO results), csv, yolo (labels).
+            or a run folder. Class names of .weights files are read from the .names file with the same name.
+        format: Outputs to write: images (annotated), json (COCO results), csv, yolo (a dataset: copies
+            of the images and, of videos, each frame as JPEG; labels; data.yaml).
         confidence: Minimum confidence of the detections (0 to 1).
         iou: IoU threshold for non-maximum suppression (0 to 1).
         classes: Detect only these classes, given by name or index.
@@ -108,8 +109,8 @@ class ClassArgs:
 @dataclass(frozen=True)
 class FinetuneArgs:
     data: Annotated[Positional[str | None], option("DATA", "required unless --resume is given")] = None
-    """A labelled dataset: a folder, a .yaml or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the
-    cache)."""
+    """A labelled dataset: a folder or .zip file, a .yaml, .data or .json file, or a name (coco128 or raccoon, from
+    CHROMABOX_MIRROR or the cache)."""
     weights: Annotated[str, option("NAME|PATH")] = "yolov3-tiny"
     """yolov3-tiny (pretrained weights, downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run
     folder."""

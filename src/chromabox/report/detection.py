@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from chromabox.detect.data.dataset import utf8_safe
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.evaluation.evaluate import DetectionEvaluation, default_split, evaluate_detector, find_leaks
+from chromabox.detect.inference.outputs import describe_numbered_classes, drawable_name
 from chromabox.detect.models.architecture import get_variant
 from chromabox.detect.weights.load import load_detector
 from chromabox.engine.autotune import num_threads
@@ -55,6 +56,7 @@ def evaluate_detector_file(
     warnings += (
         [f"number of issues in the dataset: {num_issues}; run chromabox data check {data}"] if num_issues else []
     )
+    warnings += describe_numbered_classes(result.classes)
     result = replace(result, warnings=(*warnings, *result.warnings))
     title = f"{weights} at {input_size} pixels on {data}" + (f", {split_name}" if split_name else "")
     print_evaluation(result, title)
@@ -109,7 +111,7 @@ def plot_pr_curves(result: DetectionEvaluation, path: Path, title: str) -> None:
     recalls = np.linspace(0, 1, curves.precision_envelope.shape[1])
     figure = Figure(figsize=(10, 7.4), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
-    names = [result.classes[index] for index in curves.class_ids]
+    names = [drawable_name(result.classes[index], index) for index in map(int, curves.class_ids)]
     panels = (
         ("confidence", "precision", curves.confidence, curves.precision),
         ("confidence", "recall", curves.confidence, curves.recall),
@@ -128,8 +130,9 @@ def plot_pr_curves(result: DetectionEvaluation, path: Path, title: str) -> None:
         panel.grid(alpha=0.3)
     best = curves.best_f1[0]
     axes[2].axvline(best, color=TEST_COLOUR, linewidth=1, label=f"best at {best:.2f}")
-    axes[2].legend(fontsize=8)
-    axes[3].legend(fontsize=8)
+    for panel in axes[2:]:
+        for text in panel.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)  # Class names can contain dollar signs.
     figure.suptitle(f"{title} (IoU 0.5)", parse_math=False)
     save_figure(figure, path)
 
@@ -140,7 +143,7 @@ def plot_confusion(result: DetectionEvaluation, path: Path, title: str) -> None:
     present = np.flatnonzero(table.sum(axis=0) + table.sum(axis=1))
     background = len(table) - 1
     shown = [*(index for index in present.tolist() if index != background), background]
-    names = [*(result.classes[index] for index in shown[:-1]), "background"]
+    names = [*(drawable_name(result.classes[index], index) for index in shown[:-1]), "background"]
     counts = table[np.ix_(shown, shown)]
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(4.5, 0.17 * len(shown) + 3)

@@ -22,7 +22,7 @@ from chromabox.colour.training.train_photo import photo_sample_grid
 from chromabox.detect.boxes import iou
 from chromabox.detect.data.dataset import DetectionDataset, Sample
 from chromabox.detect.detections import Detections
-from chromabox.detect.inference.outputs import annotate
+from chromabox.detect.inference.outputs import annotate, describe_numbered_classes
 from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.training.auto_freeze import choose_num_frozen
 from chromabox.detect.training.config import FinetuneConfig
@@ -76,7 +76,7 @@ def run_finetune(
     print_evaluation(result.after, title)
     write_evaluation(result.after, folder / "evaluation", {"data": config.data, "size": config.size}, title)
     write_samples(result, folder)
-    for warning in result.after.warnings:
+    for warning in (*result.after.warnings, *describe_numbered_classes(result.detector.classes)):
         log.warning(warning)
     exported = list(export_all_formats(result.detector, folder)) if export else []
     for line in summary_lines(result, folder, exported):

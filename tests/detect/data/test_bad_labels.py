@@ -294,7 +294,7 @@ def test_path_without_dataset_is_rejected(tmp_path: Path, monkeypatch: pytest.Mo
         load_detection_dataset(tmp_path / "unlabelled")
     with pytest.raises(UsageError, match="does not exist: expected the folder"):
         load_detection_dataset(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=r"unsupported file; expected a folder, a \.yaml"):
+    with pytest.raises(UsageError, match=r"unsupported file; expected a folder, a \.zip, a \.yaml"):
         load_detection_dataset(tmp_path / "unlabelled" / "a.png")
     with pytest.raises(UsageError, match="coco128 is neither in CHROMABOX_MIRROR nor in"):
         load_detection_dataset("coco128")

@@ -235,6 +235,38 @@ def test_conversion_round_trip(weights: Path, tmp_path: Path, messages: list[str
     assert replace(load_detector(restored).architecture, name="net") == ARCHITECTURE
 
 
+# The format of Darknet's data/coco.names: one name per line, in the order of the indices.
+@pytest.mark.parametrize("content", ["cat\ndog\n", "\ufeffcat\r\ndog", "cat \n\ndog\n\n"])
+def test_class_names_are_read_from_the_file_next_to_the_weights(weights: Path, content: str) -> None:
+    weights.with_suffix(".names").write_bytes(content.encode())
+    detector = load_detector(weights)
+    assert detector.classes == ("cat", "dog")
+    assert detector.metadata["source"]["names"] == "net.names"
+    # Explicit names have priority.
+    assert load_detector(weights, classes=["hat", "fog"]).classes == ("hat", "fog")
+
+
+@pytest.mark.parametrize("content", ["cat\n", "cat\ncat\n", "cat\ndog\nfox\n", "", "\0" * (1 << 20) + "\n"])
+def test_class_names_that_do_not_fit_the_weights_are_rejected(weights: Path, content: str) -> None:
+    weights.with_suffix(".names").write_text(content)
+    with pytest.raises(ChromaboxError, match=r"net\.names: .*expected (2 different names|class names of at most)"):
+        load_detector(weights)
+    assert load_detector(weights, classes=["cat", "dog"]).classes == ("cat", "dog")
+
+
+def test_conversion_to_darknet_keeps_the_class_names(weights: Path, tmp_path: Path) -> None:
+    original = load_detector(weights, classes=["кошка", "猫 2"])
+    save_detector(tmp_path / "a.safetensors", original)
+    convert_weights(str(tmp_path / "a.safetensors"), tmp_path / "b.weights", run_sanity_check=False)
+    assert (tmp_path / "b.names").read_bytes().decode() == "кошка\n猫 2\n"
+    assert load_detector(tmp_path / "b.weights").classes == original.classes
+    (tmp_path / "b.weights").unlink()
+    with pytest.raises(UsageError, match=r"b\.cfg.*exists and was not written by this command"):
+        convert_weights(
+            str(tmp_path / "a.safetensors"), tmp_path / "b.weights", run_sanity_check=False, overwrite=False
+        )
+
+
 def test_conversion_of_a_file_that_is_not_an_onnx_model_is_rejected_in_one_sentence(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     path = tmp_path / "junk.onnx"

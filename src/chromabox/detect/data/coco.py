@@ -59,8 +59,8 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
         labels = _parse_annotations(content["annotations"], file, list(categories), builder)
         for entry in content["images"]:
             try:
-                image_labels, name = labels.pop(entry["id"], []), Path(entry["file_name"])
-            except (KeyError, TypeError):
+                image_labels, name = labels.pop(entry["id"], []), Path(entry["file_name"].replace("\\", "/"))
+            except (KeyError, TypeError, AttributeError):
                 builder.drop("missing picture", file, None, "an entry of images has no id or no file_name")
                 continue
             builder.add_image(_find_image(name, file, root, split, by_name), split, file, image_labels)

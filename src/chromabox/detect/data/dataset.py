@@ -317,13 +317,19 @@ def iter_files(folder: Path, suffixes: frozenset[str] | set[str] = IMAGE_SUFFIXE
     """Yield the files with these suffixes in a folder and its subfolders, each folder sorted by name.
 
     The suffixes are given in lower case and also match upper case. Hidden files and folders are skipped. Links to
-    folders are not followed.
+    folders are followed, except links to a folder that contains the link, which would have no end.
     """
-    for top, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for top, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_circular(top, name))
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                 yield Path(top) / name
+
+
+def _is_circular(top: str, name: str) -> bool:
+    """Return whether a folder is a link to a folder on its own path."""
+    path = Path(top, name).absolute()
+    return path.is_symlink() and os.path.realpath(path) in map(os.path.realpath, path.parents)
 
 
 def split_from_path(path: Path, root: Path) -> str:

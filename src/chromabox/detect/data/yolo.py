@@ -5,6 +5,8 @@ segmentation datasets. The bounding box of the polygon is used. An image without
 """
 
 import contextlib
+import functools
+import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,8 @@ from chromabox.detect.data.dataset import (
 from chromabox.errors import ChromaboxError, escape_unprintable
 from chromabox.io.atomic import read_bytes
 from chromabox.io.images import IMAGE_SUFFIXES
+
+log = logging.getLogger(__name__)
 
 #: Maximum size of a .yaml file. Parsing this size takes a second. The names of a thousand classes take 30 kB.
 MAX_YAML_BYTES = 1 << 18
@@ -147,9 +151,11 @@ def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     # The text of a nested list with YAML aliases could be very long.
     if isinstance(content.get("path"), dict | list):
         raise ChromaboxError(f"{yaml_path}: path: expected the path of a folder")
-    base = Path(str(content.get("path") or "."))
+    base = str(content.get("path") or ".").replace("\\", "/")
     # Paths may be relative to `path`, to the folder of the .yaml file, or to a sibling folder. The first match is used.
     roots = [yaml_path.parent / base, yaml_path.parent, yaml_path.parent.parent / base]
+    if not any(os.path.isdir(root) for root in (roots[0], roots[2])):
+        _log_moved(yaml_path, Path(base), yaml_path.parent)
     images: list[tuple[str, Path]] = []
     for split in ("train", "val", "test"):
         entries = content.get(split) or []
@@ -185,8 +191,10 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a .yaml file. Raise ChromaboxError if the file does not describe a dataset."""
+    """Return the mapping in a .yaml or .data file. Raise ChromaboxError if the file does not describe a dataset."""
     encoded = read_bytes(path, "a dataset description", MAX_YAML_BYTES)
+    if path.suffix.lower() == ".data":
+        return _parse_darknet_data(encoded.decode("utf-8-sig", "replace"), path)
     try:
         content = yaml.load(encoded.decode(), _BoundedLoader)
     except Exception as error:  # The parser raises many types of errors, for example for an invalid date or number.
@@ -198,20 +206,71 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def _parse_darknet_data(text: str, path: Path) -> dict[str, Any]:
+    """Return the contents of Darknet's .data file (lines "key = value") as those of a .yaml file.
+
+    CVAT also writes such files. Raise ChromaboxError if the file does not describe a dataset.
+    """
+    pairs = [line.partition("=") for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    values = {key.strip(): value.strip() for key, _, value in pairs}
+    content: dict[str, Any] = {
+        role: values[key]
+        for key, role in (("train", "train"), ("valid", "val"), ("val", "val"), ("test", "test"))
+        if values.get(key)
+    }
+    if not content:
+        raise ChromaboxError(f"{path}: does not describe a dataset; expected train = or valid = with a list of images")
+    if values.get("names"):
+        found = _find_path(values["names"], [path.parent, path.parent.parent], path)
+        if found is None or not found.is_file():
+            raise ChromaboxError(f"{path}: names: {values['names'][:100]} does not exist; expected a file with names")
+        content["names"] = _read_lines(found)
+        count = values.get("classes", "")
+        if count and count != str(len(content["names"])):
+            raise ChromaboxError(
+                f"{path}: classes is {count[:20]}, but {found} contains {len(content['names'])} names; expected the "
+                "same number"
+            )
+    return content
+
+
 def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) -> list[Path]:
     """Return the images of an entry in a .yaml file: a folder, a .txt list of paths (one per line) or one image."""
-    # Some programs write ../train/images for a folder next to the .yaml file.
-    candidates = [root / name for name in dict.fromkeys((entry, entry.removeprefix("../"))) for root in roots]
-    # A device is not accepted, because reading it might never end.
-    found = next((path for path in candidates if os.path.isdir(path) or os.path.isfile(path)), None)
+    found = _find_path(entry, roots, source)
     if found is None:
-        name, path = escape_unprintable(entry[:100]), escape_unprintable(str(candidates[0])[:200])
+        name, path = escape_unprintable(entry[:100]), escape_unprintable(str(roots[0] / entry)[:200])
         raise ChromaboxError(f"{source}: {split}: {name} does not exist or is no regular file; expected {path}")
     if found.is_dir():
         return list(iter_files(found))
     if found.suffix.lower() in IMAGE_SUFFIXES:
         return [found]
-    paths = map(Path, _read_lines(found))
-    return [
-        next((root / path for root in (found.parent, *roots) if os.path.isfile(root / path)), path) for path in paths
-    ]
+    list_roots = [found.parent, *roots]
+    return [_find_path(line, list_roots, found) or Path(line) for line in _read_lines(found)]
+
+
+def _find_path(text: str, roots: Sequence[Path], source: Path) -> Path | None:
+    """Return the file or folder that a path in the file ``source`` denotes, or None if there is none.
+
+    Both "/" and Windows' backslashes separate folders. If the path does not exist, the dataset has been moved, or the
+    path is relative to another folder: its last parts, as many as possible, are searched in ``roots``. The last part
+    alone denotes only a list or a file of names, because a folder or image of the same name could be another one. A
+    message is logged for the first such path of a folder.
+    """
+    parts = Path(text.replace("\\", "/")).parts
+    for start in range(len(parts)):
+        is_name = start > 0 and start == len(parts) - 1 and parts[start - 1] != ".."
+        for path in (Path(root, *parts[start:]) for root in roots):
+            if is_name and (os.path.isdir(path) or path.suffix.lower() in IMAGE_SUFFIXES):
+                continue
+            # A device is not accepted, because reading it might never end.
+            if os.path.isdir(path) or os.path.isfile(path):
+                if start > 0:
+                    _log_moved(source, Path(*parts[:start]), path.parents[len(parts) - start - 1])
+                return path
+    return None
+
+
+@functools.lru_cache
+def _log_moved(source: Path, stated: Path, used: Path) -> None:
+    """Log once that paths in a file denote another folder than the file states."""
+    log.info(f"{source}: {stated} does not exist; {used} is used instead")

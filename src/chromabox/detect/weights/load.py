@@ -3,7 +3,8 @@
 The formats are Darknet's ``.weights``, ONNX files of plain convolutions such as the ONNX copy of YOLOv3-tiny,
 Ultralytics' ``.pt``, and Chromabox's ``.safetensors`` and ``.onnx``. Only Chromabox's files contain the architecture,
 variant and class names. For Darknet's files and ONNX files of plain convolutions, the architecture is read from a
-``.cfg`` file or recognised by the number of values.
+``.cfg`` file or recognised by the number of values, and the class names are read from a ``.names`` file with the same
+name next to the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ from chromabox.engine.darknet_weights import (
     write_darknet_weights,
 )
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.atomic import parse_json
+from chromabox.io.atomic import parse_json, read_bytes
 from chromabox.io.http import Progress
 
 #: Architectures by name, as functions of the number of classes and the variant of the weights.
@@ -60,6 +61,8 @@ ARCHITECTURES: dict[str, Callable[[int, Variant], Architecture]] = {
 }
 #: Maximum number of classes that is inferred from the number of values in a file.
 MAX_CLASSES = 1000
+#: Maximum size of a file with class names in bytes. A thousand names take about 10 kB.
+MAX_NAMES_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,8 @@ def load_detector(
             otherwise the known architecture with the same number of values.
         variant: variant of the weights. None: the variant stored in the file, or Darknet's for .weights and for
             .onnx files not exported by Chromabox, which do not contain a variant.
-        classes: class names. None: the names in the file; if it contains none, COCO's names for 80 classes, otherwise
-            ``class 0``, ``class 1``, and so on.
+        classes: class names. None: the names in the file, or in the .names file with the same name next to it; if there
+            are none, COCO's names for 80 classes, otherwise ``class 0``, ``class 1``, and so on.
         progress: callback for the progress of a download.
 
     Raise ChromaboxError if a file is damaged, belongs to another architecture or would execute code. Raise UsageError
@@ -143,14 +146,14 @@ def load_detector(
     if str(weights) in PRETRAINED and not Path(weights).exists():
         path = download_pretrained(str(weights), progress)
         try:
-            detector = _load_file(path, None, variant)
+            detector = _load_file(path, None, variant, classes)
         except UsageError:
             raise
         except ChromaboxError:  # The cached file is damaged.
             path.unlink(missing_ok=True)
-            detector = _load_file(download_pretrained(str(weights), progress), None, variant)
+            detector = _load_file(download_pretrained(str(weights), progress), None, variant, classes)
     else:
-        detector = _load_file(resolve_weights(weights), architecture, variant)
+        detector = _load_file(resolve_weights(weights), architecture, variant, classes)
     if classes is None:
         return detector
     _check_classes(classes, detector.architecture)
@@ -238,8 +241,13 @@ def architecture_from_json(stored: dict[str, Any]) -> Architecture:
     return Architecture(stored["name"], layers, stored["channels"], stored["size"])
 
 
-def _load_file(path: Path, architecture: Architecture | str | Path | None, variant: Variant | None) -> Detector:
-    """Load a detector from a file; see :func:`load_detector`."""
+def _load_file(
+    path: Path,
+    architecture: Architecture | str | Path | None,
+    variant: Variant | None,
+    classes: Sequence[str] | None,
+) -> Detector:
+    """Load a detector from a file; see :func:`load_detector`. If ``classes`` are given, no .names file is read."""
     suffix = path.suffix.lower()
     metadata = read_onnx_metadata(path) if suffix == ".onnx" else {}
     is_exported = metadata.get("format") == EXPORT_FORMAT
@@ -274,8 +282,24 @@ def _load_file(path: Path, architecture: Architecture | str | Path | None, varia
     else:
         found = f"unsupported suffix {suffix or '(none)'}"
         raise UsageError(f"{path}: {found}; expected .safetensors, .weights, .onnx or .pt")
-    classes, size = default_class_names(model.architecture.num_classes), model.architecture.size
-    return Detector(model, classes, size, {"name": model.architecture.name, "source": source})
+    num_classes, names_path = model.architecture.num_classes, path.with_suffix(".names")
+    names = default_class_names(num_classes)
+    if classes is None and names_path.is_file():
+        names = _read_names(names_path, num_classes)
+        source["names"] = names_path.name
+    return Detector(model, names, model.architecture.size, {"name": model.architecture.name, "source": source})
+
+
+def _read_names(path: Path, num_classes: int) -> tuple[str, ...]:
+    """Return the class names in a Darknet .names file, one per line. Raise ChromaboxError unless they fit the model."""
+    text = read_bytes(path, "class names", MAX_NAMES_BYTES).decode("utf-8-sig", "replace")
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if len(names) != num_classes or len(set(names)) != num_classes:
+        raise ChromaboxError(
+            f"{path}: contains {len(names)} class names, {len(set(names))} of them different; expected {num_classes} "
+            "different names, one per line, as in the weights; correct or rename the file, or set --classes"
+        )
+    return names
 
 
 def _from_metadata(

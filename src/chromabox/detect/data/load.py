@@ -26,6 +26,8 @@ KNOWN_DATASETS = {
     "coco128": "https://github.com/ultralytics/assets/releases (coco128.zip)",
     "raccoon": "https://github.com/datitran/raccoon_dataset",
 }
+#: Names of folders that contain only annotations, not images.
+ANNOTATION_FOLDERS = ("annotations", "annotation", "labels")
 
 
 def load_detection_dataset(path: Path | str, split: str | None = None) -> DetectionDataset:
@@ -47,7 +49,10 @@ def load_detection_dataset(path: Path | str, split: str | None = None) -> Detect
     if source.is_file() and suffix not in (".yaml", ".yml", ".json"):
         raise UsageError(f"{source}: unsupported file; expected a folder, a .yaml (YOLO) or a .json (COCO)")
     if suffix == ".json":
-        data = read_coco(source.parent, [source])
+        source = source.absolute()
+        # The images of a file in a folder of annotations are next to this folder.
+        is_annotation_folder = source.parent.name.lower() in ANNOTATION_FOLDERS
+        data = read_coco(source.parent.parent if is_annotation_folder else source.parent, [source])
     elif suffix or descriptions:
         data = read_yolo(source if suffix else descriptions[0])
     elif files := coco_files(source):

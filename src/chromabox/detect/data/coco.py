@@ -9,6 +9,7 @@ import contextlib
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,8 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
                 builder.add_image(path, split, file, image_labels, size)
         for label in itertools.chain(*labels.values()):
             builder.drop("label without picture", file, label.line, "no image has the image_id of this annotation")
-    return builder.build("coco", categories.values(), splits)
+    data = builder.build("coco", categories.values(), splits)
+    return replace(data, category_ids=tuple(categories))
 
 
 def _group_images(

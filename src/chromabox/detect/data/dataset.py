@@ -107,6 +107,7 @@ class DetectionDataset:
     """Labelled images, the class names, and the issues found in the files.
 
     If `has_class_names` is False, `classes` are the class numbers as text. YOLO folders need not contain class names.
+    `category_ids` are the ids of the classes in COCO files, and empty for other formats.
     """
 
     samples: tuple[Sample, ...]
@@ -115,6 +116,7 @@ class DetectionDataset:
     has_class_names: bool = True
     format: DatasetFormat = "yolo"
     issues: tuple[LabelIssue, ...] = ()
+    category_ids: tuple[int, ...] = ()
 
     def split(self, name: str) -> "DetectionDataset":
         """Return the images of one split. Raise UsageError if the name is not in `splits`."""
@@ -146,7 +148,7 @@ def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[Detec
                 f"the dataset has no class names and has class numbers up to {len(data.classes) - 1}; expected "
                 f"numbers below {len(classes)}, as in the model, or class names in a data.yaml or classes.txt"
             )
-        return replace(data, classes=tuple(classes), has_class_names=True), ()
+        return replace(data, classes=tuple(classes), has_class_names=True, category_ids=()), ()
     indices = {normalise_name(name): index for index, name in enumerate(classes)}
     table = np.array([indices.get(normalise_name(name), -1) for name in data.classes], np.int64)
     if not (table >= 0).any():
@@ -159,7 +161,7 @@ def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[Detec
         new_ids = table[sample.class_ids]
         samples.append(replace(sample, class_ids=new_ids).select(new_ids >= 0))
     unknown = tuple(name for name, index in zip(data.classes, table, strict=True) if index < 0)
-    return replace(data, samples=tuple(samples), classes=tuple(classes)), unknown
+    return replace(data, samples=tuple(samples), classes=tuple(classes), category_ids=()), unknown
 
 
 def normalise_name(name: str) -> str:

@@ -34,6 +34,7 @@ from chromabox.detect.weights.onnx_model import (
     BoxArray,
     ImageArray,
     ScoreArray,
+    read_category_ids,
     resolve_weights,
 )
 from chromabox.detect.weights.ultralytics import read_ultralytics
@@ -76,6 +77,11 @@ class Detector:
     @property
     def variant(self) -> Variant:
         return self.model.variant
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """COCO category ids of the classes, or () if the dataset of the detector had none."""
+        return read_category_ids(self.metadata, len(self.classes))
 
     def check_size(self, size: int) -> None:
         """Raise UsageError if the model cannot process square images of this side length in pixels."""
@@ -289,6 +295,7 @@ def _from_metadata(
         load_weights(model)
         classes, size = tuple(str(name) for name in metadata["classes"]), int(metadata["size"])
         num_classes = model.architecture.num_classes
+        read_category_ids(metadata, num_classes)
         if len(classes) != num_classes or len(set(classes)) != num_classes:
             raise ValueError(f"repeated or {len(classes)} class names; expected {num_classes} different names")
     except UsageError:

@@ -47,9 +47,12 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
     for file in files:
         content = _load_json(file)
         try:
-            file_categories = dict(sorted((int(entry["id"]), str(entry["name"])) for entry in content["categories"]))
+            pairs = {(int(entry["id"]), str(entry["name"])) for entry in content["categories"]}
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ChromaboxError(f"{file}: invalid categories; expected an id and a name for each category") from error
+        file_categories = dict(sorted(pairs))
+        if len(file_categories) < len(pairs):
+            raise ChromaboxError(f"{file}: several categories have the same id; expected a different id for each name")
         if categories and file_categories != categories:
             raise ChromaboxError(
                 f"{file}: the categories differ from the categories in {files[0]}; expected the same in all files"

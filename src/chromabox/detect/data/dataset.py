@@ -256,7 +256,7 @@ def fit_to_image(
 
     Raise ChromaboxError if the proportions differ.
     """
-    height, width = size
+    height, width = map(float, size)
     orientation, is_turned = 1, False
     if not _same_proportions(declared, (width, height)):
         orientation = image_orientation(path)
@@ -264,7 +264,7 @@ def fit_to_image(
         if not is_turned:
             raise ChromaboxError(
                 f"the labels are for an image of {declared[0]:g} × {declared[1]:g} pixels, but the image has "
-                f"{width} × {height}; expected the same proportions"
+                f"{width:g} × {height:g}; expected the same proportions"
             )
     stored_width, stored_height = (height, width) if is_turned else (width, height)
     x_scale, y_scale = stored_width / declared[0], stored_height / declared[1]
@@ -286,8 +286,12 @@ def fit_to_image(
 
 
 def _same_proportions(first: tuple[float, float], second: tuple[float, float]) -> bool:
-    """Return whether two widths and heights have the same ratio, except for the rounding of one side to a pixel."""
-    return abs(first[0] * second[1] - first[1] * second[0]) <= max(*first, *second)
+    """Return whether two widths and heights have the same ratio, except for the rounding of one side to a pixel.
+
+    The ratios of very small images may differ by at most 5 %.
+    """
+    difference = abs(first[0] * second[1] - first[1] * second[0])
+    return difference <= min(max(*first, *second), 0.05 * first[0] * second[1])
 
 
 class DatasetBuilder:

@@ -58,7 +58,7 @@ def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
         annotations.append((file, document, split, objects))
     classes = sorted({name for *_, objects in annotations for _, name, _ in objects} - {""})
     for file, document, split, objects in annotations:
-        path = _find_image(file, document.findtext("filename", ""), index, builder)
+        path = _find_image(file, document.findtext("filename", "").strip(), index, builder)
         size = document.findtext("size/width"), document.findtext("size/height")
         if path is not None:
             builder.add_image(path, split, file, _iter_labels(objects, classes, file, builder), size)

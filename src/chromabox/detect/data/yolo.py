@@ -235,5 +235,6 @@ def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) 
         return [found]
     paths = map(Path, _read_lines(found))
     return [
-        next((root / path for root in (found.parent, *roots) if os.path.isfile(root / path)), path) for path in paths
+        next((root / path for root in (found.parent, *roots) if os.path.isfile(root / path)), found.parent / path)
+        for path in paths
     ]

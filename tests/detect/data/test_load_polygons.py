@@ -66,6 +66,15 @@ def test_coco_ids_as_text_are_the_same_ids(tmp_path: Path, image_id: object, cat
     assert (data.issues, len(data.samples[0].boxes), data.category_ids) == ((), 1, (3,))
 
 
+@pytest.mark.parametrize("entry", [{"id": 2}, {"id": 2, "file_name": 5}, {"file_name": "a.png"}, 7])
+def test_invalid_image_entry_is_reported(tmp_path: Path, entry: object) -> None:
+    make_image(tmp_path / "a.png")
+    images, categories = [entry, {"id": 1, "file_name": "a.png"}], [{"id": 3, "name": "cat"}]
+    (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+    data = load_detection_dataset(tmp_path)
+    assert ([issue.issue_type for issue in data.issues], len(data.samples)) == (["missing picture"], 1)
+
+
 def test_categories_with_the_same_id_are_rejected(tmp_path: Path) -> None:
     make_image(tmp_path / "a.png")
     categories = [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]

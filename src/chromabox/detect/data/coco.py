@@ -92,9 +92,11 @@ def _group_images(
     images: dict[int | str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for entry in entries:
         try:
-            images[_parse_id(entry["id"])].setdefault(entry["file_name"].strip(), entry)
+            image_id, name = _parse_id(entry["id"]), entry["file_name"].strip()
         except (KeyError, TypeError, AttributeError):
             builder.drop("missing picture", file, None, "an entry of images has no id or no file_name")
+        else:
+            images[image_id].setdefault(name, entry)
     return images
 
 

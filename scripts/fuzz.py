@@ -216,15 +216,20 @@ names:
   0: cat
   1: &name "dog"
 nc: 2
+kpt_shape: [4, 2]
 """
 COCO = {
     "images": [{"id": 1, "file_name": "images/train/a.png", "width": 30, "height": 20}],
-    "annotations": [{"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 2, 10, 10.5], "iscrowd": 0}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 2, 10, 10.5], "iscrowd": 0},
+        {"id": 2, "image_id": 1, "category_id": 1, "segmentation": [[1, 2, 9.5, 3, 8, 11]]},
+    ],
     "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
 }
 VOC = b"""<annotation><filename>a.png</filename><size><width>30</width><height>20</height></size>
 <object><name>cat</name><difficult>0</difficult>
-<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>12</xmax><ymax>13</ymax></bndbox></object></annotation>
+<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>12</xmax><ymax>13</ymax></bndbox></object>
+<object><name>cat</name><polygon><x1>1</x1><y1>2</y1><x2>9</x2><y2>13</y2></polygon></object></annotation>
 """
 
 

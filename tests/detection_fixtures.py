@@ -39,7 +39,7 @@ def make_yolo_dataset(
 
 def make_voc_xml(*objects: tuple[str, tuple[object, object, object, object]]) -> str:
     """Return a Pascal VOC annotation with objects of a name and the corners left, top, right and bottom."""
-    lines = ["<annotation>", "<filename>a.png</filename>"]
+    lines = ["<annotation>", "<folder>images</folder>"]
     for name, (left, top, right, bottom) in objects:
         lines += [
             "<object>",

@@ -29,7 +29,8 @@ class ValidateDataset:
     Reports:
     - the number of boxes per class,
     - images without labels, corrupt images, and images in more than one split,
-    - duplicate labels, and boxes that lie outside the image or have zero area.
+    - labels that could belong to several images, and labels for another image size,
+    - duplicate labels, and boxes that lie outside the image or are smaller than a pixel.
 
     The dataset is never modified. The exit code is 1 if there are problems.
     """

@@ -214,6 +214,15 @@ def image_size(path: Path) -> tuple[int, int]:
         return (width, height) if image.format != "TIFF" and read_orientation(image) >= 5 else (height, width)
 
 
+def image_orientation(path: Path) -> int:
+    """Return the EXIF orientation, 1 to 8, of an image file. Only the header is read.
+
+    Raise ChromaboxError if the file does not exist or has no image header.
+    """
+    with _open_image(path) as image:
+        return read_orientation(image)
+
+
 @contextlib.contextmanager
 def _open_image(path: Path) -> Iterator[Image.Image]:
     """Open an image without decoding the pixels. Convert errors in the context to ChromaboxError."""

@@ -1,5 +1,6 @@
 """Batch detection from input relative_files to output relative_files, with a small detector of random weights."""
 
+import csv
 import json
 import os
 import shutil
@@ -66,6 +67,34 @@ def test_folder_is_written_in_every_format(folder: Path, tmp_path: Path, detecto
     assert len((out / "labels" / "a.txt").read_text().splitlines()) == len(expected)
     assert (out / "labels" / "classes.txt").read_text().splitlines() == list(detector.classes)
     assert (read_image(out / "a.png").pixels != read_image(folder / "a.png").pixels).any()
+
+
+def test_results_of_inputs_with_equal_names_are_told_apart(
+    tmp_path: Path, detector: Detector, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("x/a/1.png", "x/b/1.png", "y/2.png"):
+        write_image(tmp_path / name, rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    out = tmp_path / "out"
+    inputs = [tmp_path / "x" / "a", tmp_path / "x" / "b" / "1.png", tmp_path / "y"]
+    with caplog.at_level("INFO"):
+        run(detector, inputs, out, "images", "json", "csv", "yolo")
+    assert f"equal names; the results contain their paths in {tmp_path}" in caplog.text
+    names = ["x/a/1.png", "x/b/1.png", "y/2.png"]
+    labels = [f"labels/{Path(name).with_suffix('.txt')}" for name in names]
+    assert relative_files(out) == sorted([*names, *labels, "labels/classes.txt", "detections.csv", "detections.json"])
+    rows = json.loads((out / "detections.json").read_text())
+    ids = {(row["file_name"], row["image_id"]) for row in rows}
+    assert ids == {("x/a/1.png", "x/a/1"), ("x/b/1.png", "x/b/1"), ("y/2.png", "y/2")}
+    with (out / "detections.csv").open(newline="") as file:
+        assert {row["file"] for row in csv.DictReader(file)} == set(names)
+    expected = detect_image(read_image(tmp_path / "x" / "b" / "1.png").pixels, detector, confidence=0.3)
+    assert len((out / "labels" / "x" / "b" / "1.txt").read_text().splitlines()) == len(expected)
+    # Equal names of files in one folder, which differ by their suffixes, are not replaced by longer names.
+    write_image(tmp_path / "y" / "2.bmp", rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    run(detector, [tmp_path / "y"], tmp_path / "boxes.json")
+    found = {(row["file_name"], row["image_id"]) for row in json.loads((tmp_path / "boxes.json").read_text())}
+    assert found == {("2.bmp", "2.bmp"), ("2.png", "2.png")}
 
 
 def test_single_image_is_written_to_a_file(folder: Path, tmp_path: Path, detector: Detector) -> None:
@@ -227,6 +256,8 @@ def test_corrupt_video_does_not_stop_other_inputs(folder: Path, tmp_path: Path, 
         (["a.png"], "b.json", ("csv",), "a single file cannot contain csv"),
         (["a.png"], "b.png", ("images", "json"), "a single file cannot contain json"),
         (["a.png", "a.jpg"], "out", ("yolo",), "would be written to the same label file a.txt"),
+        (["video.mp4", "video.mkv"], "out", ("yolo",), r"written to the same label file video_\*.txt"),
+        (["video.mp4", "video_000012.png"], "out", ("yolo",), "to the same label file video_000012.txt"),
     ],
 )
 def test_invalid_inputs_and_outputs_are_rejected(
@@ -238,7 +269,7 @@ def test_invalid_inputs_and_outputs_are_rejected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("a.png", "a.jpg", "video.mp4"):
+    for name in ("a.png", "a.jpg", "video.mp4", "video.mkv", "video_000012.png"):
         Path(name).write_bytes(b"x")
     with pytest.raises(UsageError, match=message):
         plan_detection_outputs([Path(name) for name in inputs], Path(output), formats)  # type: ignore[arg-type]

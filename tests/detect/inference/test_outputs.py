@@ -69,6 +69,45 @@ def test_other_classes_are_numbered_from_one_and_image_ids_are_names(tmp_path: P
     assert (first["image_id"], first["category_id"], first["file_name"]) == ("in/dog", 17, "in/dog.jpg")
 
 
+IMAGE_IDS = {
+    "digits": (["val/01.jpg", "val/2.jpg", "cat.jpg"], [1, 2, "cat"]),
+    "equal numbers": (["01.jpg", "1.jpg"], ["01", "1"]),
+    "folders": (["a/1.jpg", "b/1.jpg", "b/2.jpg"], ["a/1", "b/1", "b/2"]),
+    "suffixes": (["a/1.jpg", "a/1.png"], ["a/1.jpg", "a/1.png"]),
+    "frames": (["v.mp4:0", "v.mp4:12", "1.jpg"], ["v_000000", "v_000012", 1]),
+    "image with the name of a frame": (["v.mp4:12", "v_000012.jpg"], ["v.mp4/000012", "v_000012.jpg"]),
+    "videos": (["v.mp4:0", "v.mkv:0"], ["v.mp4/000000", "v.mkv/000000"]),
+}
+
+
+@pytest.mark.parametrize("case", IMAGE_IDS)
+def test_every_image_has_its_own_id(tmp_path: Path, case: str) -> None:
+    names, expected = IMAGE_IDS[case]
+    frames = [(name.split(":")[0], int(name.split(":")[1]) if ":" in name else None) for name in names]
+    results = [ImageDetections(name, (120, 200), DETECTIONS, frame) for name, frame in frames]
+    write_coco_results(tmp_path / "found.json", results, COCO_CLASSES)
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert [row["image_id"] for row in rows] == [image_id for image_id in expected for _ in range(2)]
+
+
+def test_category_ids_of_the_dataset_are_written(tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools reads the results")
+    detections = replace(DETECTIONS, class_id=np.array([1, 0]), class_names=np.array(["dog", "cat"]))
+    results = [ImageDetections(name, (120, 200), detections) for name in ("a/1.jpg", "b/1.jpg")]
+    write_coco_results(tmp_path / "found.json", results, ("cat", "dog"), (5, 90))
+    truth = coco.COCO()
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": "a/1"}, {"id": "b/1"}],
+        "annotations": [],
+        "categories": [{"id": 5, "name": "cat"}, {"id": 90, "name": "dog"}],
+    }
+    truth.createIndex()
+    found = truth.loadRes(str(tmp_path / "found.json"))
+    assert [len(found.getAnnIds(imgIds=[image_id])) for image_id in ("a/1", "b/1")] == [2, 2]
+    assert [row["bbox"] for row in found.loadAnns(found.getAnnIds(catIds=[90]))] == [[10, 20, 40, 80]] * 2
+
+
 def test_coco_results_without_detections_are_an_empty_list(tmp_path: Path) -> None:
     assert write_and_read_coco(tmp_path, "a.jpg", NO_DETECTIONS, COCO_CLASSES) == []
 

@@ -206,6 +206,26 @@ def test_distillation_requires_the_default_recipe_and_new_classes_added_to_old_o
     assert "train_old_class" not in read_metrics(tmp_path / "run")[0]
 
 
+def test_category_ids_of_coco_files_are_stored_with_the_weights(weights: Path, tmp_path: Path) -> None:
+    folder = make_yolo_dataset(tmp_path / "set", {"train/a": BOX, "train/b": BOX, "val/x": BOX}, None)
+    images = [{"id": index, "file_name": f"images/train/{name}.png"} for index, name in enumerate("ab")]
+    boxes = [
+        {"id": image["id"], "image_id": image["id"], "category_id": 90, "bbox": [1, 2, 30, 40]} for image in images
+    ]
+    categories = [{"id": 90, "name": "dog"}, {"id": 5, "name": "hedgehog"}]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (folder / "labels.json").write_text(json.dumps(content))
+    detector = initialise_run(_config(folder / "labels.json", weights), None).detector
+    assert (detector.classes, detector.category_ids) == (("hedgehog", "dog"), (5, 90))
+    save_detector(tmp_path / "custom.safetensors", detector)
+    assert load_detector(tmp_path / "custom.safetensors").category_ids == (5, 90)
+    # The ids are those of these classes only.
+    kept = initialise_run(_config(folder / "labels.json", weights, keep_old_classes=True), None).detector
+    assert kept.category_ids == ()
+    other = make_yolo_dataset(tmp_path / "other", {"train/a": BOX, "train/b": BOX, "val/x": BOX}, ("dog", "cat"))
+    assert initialise_run(_config(other, tmp_path / "custom.safetensors"), None).detector.category_ids == ()
+
+
 def test_learning_rates_are_lower_without_new_classes(weights: Path, tmp_path: Path) -> None:
     lrs = []
     for names in (("dog", "hedgehog"), ("dog", "cat")):

@@ -129,6 +129,14 @@ def test_safetensors_file_contains_all_metadata(weights: Path, tmp_path: Path) -
     assert load_detector(tmp_path / "run", classes=["a", "b"]).classes == ("a", "b")
 
 
+@pytest.mark.parametrize("category_ids", [[1], [1, 1], ["1", "2"], [True, False], "12", {"cat": 1}, [1.0, 2.0]])
+def test_damaged_category_ids_are_rejected(weights: Path, tmp_path: Path, category_ids: object) -> None:
+    detector = load_detector(weights, classes=["cat", "dog"], variant=ULTRALYTICS_9_6)
+    save_detector(tmp_path / "own.safetensors", replace(detector, metadata={"category_ids": category_ids}))
+    with pytest.raises(ChromaboxError, match=r"own.safetensors: not a checkpoint of a detector \(category_ids"):
+        load_detector(tmp_path / "own.safetensors")
+
+
 def test_architectures_round_trip_through_json() -> None:
     for architecture in (ARCHITECTURE, yolov3_tiny(3)):
         assert architecture_from_json(json.loads(json.dumps(architecture_as_json(architecture)))) == architecture

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.images import IMAGE_SUFFIXES, image_size
+from chromabox.io.images import IMAGE_SUFFIXES, image_orientation, image_size
 
 RgbImage = UInt8[np.ndarray, "height width 3"]
 Float64Boxes = Float64[np.ndarray, "boxes 4"]
@@ -32,6 +32,9 @@ IssueType = Literal[
     "out of range",
     "duplicate label",
     "huge box",
+    "tiny box",
+    "other picture size",
+    "ambiguous picture",
     "missing picture",
     "damaged picture",
     "label without picture",
@@ -43,6 +46,10 @@ BOX_EDGE_TOLERANCE = 1.0
 
 #: Boxes that cover at least this fraction of the image are reported as huge. They probably do not mark an object.
 HUGE_BOX_FRACTION = 0.995
+
+#: Boxes whose width or height is smaller than this number of pixels are dropped. Labels are often rounded, so that it
+#: is slightly less than 1.
+MIN_BOX_SIDE = 0.99
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ class DetectionDataset:
     """Labelled images, the class names, and the issues found in the files.
 
     If `has_class_names` is False, `classes` are the class numbers as text. YOLO folders need not contain class names.
+    `category_ids` are the ids of the classes in COCO files, and empty for other formats.
     """
 
     samples: tuple[Sample, ...]
@@ -108,6 +116,7 @@ class DetectionDataset:
     has_class_names: bool = True
     format: DatasetFormat = "yolo"
     issues: tuple[LabelIssue, ...] = ()
+    category_ids: tuple[int, ...] = ()
 
     def split(self, name: str) -> "DetectionDataset":
         """Return the images of one split. Raise UsageError if the name is not in `splits`."""
@@ -139,7 +148,7 @@ def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[Detec
                 f"the dataset has no class names and has class numbers up to {len(data.classes) - 1}; expected "
                 f"numbers below {len(classes)}, as in the model, or class names in a data.yaml or classes.txt"
             )
-        return replace(data, classes=tuple(classes), has_class_names=True), ()
+        return replace(data, classes=tuple(classes), has_class_names=True, category_ids=()), ()
     indices = {normalise_name(name): index for index, name in enumerate(classes)}
     table = np.array([indices.get(normalise_name(name), -1) for name in data.classes], np.int64)
     if not (table >= 0).any():
@@ -152,7 +161,7 @@ def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[Detec
         new_ids = table[sample.class_ids]
         samples.append(replace(sample, class_ids=new_ids).select(new_ids >= 0))
     unknown = tuple(name for name, index in zip(data.classes, table, strict=True) if index < 0)
-    return replace(data, samples=tuple(samples), classes=tuple(classes)), unknown
+    return replace(data, samples=tuple(samples), classes=tuple(classes), category_ids=()), unknown
 
 
 def normalise_name(name: str) -> str:
@@ -208,6 +217,9 @@ def validate_labels(
             problem = "zero size", f"the box is {right - left:.6g} × {bottom - top:.6g} pixels", "dropped"
         elif box[2] <= box[0] or box[3] <= box[1]:
             problem = "out of range", f"the box is outside {image}", "dropped"
+        elif min(box[2] - box[0], box[3] - box[1]) < MIN_BOX_SIDE:
+            width_and_height = f"{box[2] - box[0]:.3g} × {box[3] - box[1]:.3g} pixels"
+            problem = "tiny box", f"the box has less than a pixel in {image} ({width_and_height})", "dropped"
         elif excess > BOX_EDGE_TOLERANCE:
             problem = "out of range", f"the box extends {excess:.1f} pixels beyond {image}", "clipped"
         elif (box[2] - box[0]) * (box[3] - box[1]) >= HUGE_BOX_FRACTION * width * height:
@@ -228,37 +240,185 @@ def validate_labels(
     return Sample(image_path, boxes, class_ids, size, split, is_crowd), issues
 
 
+def fit_to_image(
+    labels: Iterable[RawLabel], path: Path, declared: tuple[float, float], size: tuple[int, int]
+) -> tuple[list[RawLabel], str]:
+    """Return labels for an image of the declared size as labels for the image in a file, and what was changed.
+
+    Boxes are scaled if the proportions agree. If the declared size is that of the image before its EXIF orientation is
+    applied, the orientation is also applied to the boxes.
+
+    Args:
+        labels: boxes in pixels of the declared image.
+        path: the image.
+        declared: width and height that the label file states.
+        size: height and width of the image, after the EXIF orientation is applied.
+
+    Raise ChromaboxError if the proportions differ.
+    """
+    height, width = map(float, size)
+    orientation, is_turned = 1, False
+    if not _same_proportions(declared, (width, height)):
+        orientation = image_orientation(path)
+        is_turned = orientation >= 5 and _same_proportions(declared, (height, width))
+        if not is_turned:
+            raise ChromaboxError(
+                f"the labels are for an image of {declared[0]:g} × {declared[1]:g} pixels, but the image has "
+                f"{width:g} × {height:g}; expected the same proportions"
+            )
+    stored_width, stored_height = (height, width) if is_turned else (width, height)
+    x_scale, y_scale = stored_width / declared[0], stored_height / declared[1]
+    fitted = []
+    for label in labels:
+        left, top, right, bottom = (
+            value * scale for value, scale in zip(label.box, (x_scale, y_scale) * 2, strict=True)
+        )
+        if is_turned:
+            left, top, right, bottom = top, left, bottom, right
+            if orientation in (6, 7):  # As in `apply_orientation`.
+                left, right = width - right, width - left
+            if orientation in (7, 8):
+                top, bottom = height - bottom, height - top
+        fitted.append(replace(label, box=(left, top, right, bottom)))
+    changes = [f"turned by the EXIF orientation {orientation}"] if is_turned else []
+    changes += ["scaled"] if (x_scale, y_scale) != (1, 1) else []
+    return fitted, " and ".join(changes)
+
+
+def _same_proportions(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    """Return whether two widths and heights have the same ratio, except for the rounding of one side to a pixel.
+
+    The ratios of very small images may differ by at most 5 %.
+    """
+    difference = abs(first[0] * second[1] - first[1] * second[0])
+    return difference <= min(max(*first, *second), 0.05 * first[0] * second[1])
+
+
 class DatasetBuilder:
     """Collector of the samples and issues of a dataset while its files are read."""
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
         self.issues: list[LabelIssue] = []
+        self._sources: list[Path] = []  # Label files of the samples.
+        self._pixel_boxes: list[tuple[float, ...]] = []
 
     def drop(self, issue_type: IssueType, path: Path, line: int | None, reason: object) -> None:
         """Record a label or image that is dropped."""
         self.issues.append(LabelIssue(issue_type, path, line, f"{reason}; dropped", True))
 
-    def add_image(self, path: Path, split: str, source: Path, labels: Iterable[RawLabel]) -> None:
+    def add_image(
+        self,
+        path: Path,
+        split: str,
+        source: Path,
+        labels: Iterable[RawLabel],
+        declared_size: tuple[object, object] = (None, None),
+    ) -> None:
         """Add an image with its labels from the file `source`. Record an issue if the image is missing or damaged.
 
-        Only the header of the image is read.
+        Only the header of the image is read. `declared_size` is the width and height that `source` states for the
+        image. Labels for an image of another size are fitted to the image, or dropped with it (see `fit_to_image`). A
+        size that is missing or 0 is not compared.
         """
         try:
             size = image_size(path)
         except ChromaboxError as error:
             self.drop("damaged picture" if os.path.isfile(path) else "missing picture", path, None, error)
             return
+        labels = list(labels)
+        self._pixel_boxes += [label.box for label in labels if not label.as_fractions]
+        try:
+            declared = _parse_size(declared_size)
+            if declared is not None and declared != (size[1], size[0]):
+                labels, change = fit_to_image(labels, path, declared, size)
+                message = f"the labels are for {declared[0]:g} × {declared[1]:g} pixels, but {path.name} has "
+                message += f"{size[1]} × {size[0]}; the boxes are {change}"
+                self.issues.append(LabelIssue("other picture size", source, None, message, False))
+        except ChromaboxError as error:
+            self.drop("other picture size", source, None, f"{path.name}: {error}")
+            return
         sample, issues = validate_labels(labels, path, size, split, source)
         self.samples.append(sample)
+        self._sources.append(source)
         self.issues += issues
+
+    def pick_image(self, found: Sequence[Path], name: str, source: Path) -> Path | None:
+        """Return the image that was found for a name in `source`. Record an issue if there are none or several."""
+        if len(found) == 1:
+            return found[0]
+        if found:
+            paths = " or ".join(map(str, found[:3]))
+            self.drop("ambiguous picture", source, None, f"{name} may be {paths}; expected one image with this name")
+        else:
+            self.drop("missing picture", source, None, f"{name} does not exist; expected an image with this name")
+        return None
+
+    def _check_units(self, dataset_format: DatasetFormat) -> None:
+        """Raise ChromaboxError if all boxes in pixels lie between 0 and 1, because they are fractions."""
+        boxes = np.array(self._pixel_boxes, np.float64)
+        # VOC counts from 1, so that the left and top edges are less by 1.
+        if self._sources and len(boxes) and (np.abs(boxes) <= 1).all() and (boxes != np.rint(boxes)).any():
+            raise ChromaboxError(
+                f"{self._sources[0]}: all boxes lie between 0 and 1; expected pixels ({dataset_format.upper()}), not "
+                "fractions of the image size"
+            )
+
+    def _drop_ambiguous_images(self) -> None:
+        """Drop images that have different labels in several places. Of equal labels, keep those that were read first.
+
+        An image can be in several splits.
+        """
+        places: dict[tuple[Path, str], list[int]] = {}
+        for index, sample in enumerate(self.samples):
+            places.setdefault((sample.path, sample.split), []).append(index)
+        dropped: set[int] = set()
+        for (path, _), (first, *others) in places.items():
+            labels = [_sorted_labels(self.samples[index]) for index in (first, *others)]
+            if others and any(not np.array_equal(labels[0], other) for other in labels[1:]):
+                sources = " and ".join(map(str, dict.fromkeys(self._sources[index] for index in (first, *others))))
+                times = f"{len(others) + 1} different lists of labels in {sources}"
+                self.drop("ambiguous picture", path, None, f"the image has {times}; expected one")
+                dropped |= {first, *others}
+                continue
+            for index in others:
+                message = f"{path.name}: same labels as in {self._sources[first]}"
+                self.drop("duplicate label", self._sources[index], None, message)
+                dropped.add(index)
+        self.samples = [sample for index, sample in enumerate(self.samples) if index not in dropped]
+        self._sources = [source for index, source in enumerate(self._sources) if index not in dropped]
 
     def build(
         self, dataset_format: DatasetFormat, classes: Iterable[str], splits: Iterable[str], *, has_names: bool = True
     ) -> DetectionDataset:
         """Return the dataset of the collected samples and issues."""
+        self._check_units(dataset_format)
+        self._drop_ambiguous_images()
         samples, issues = tuple(self.samples), tuple(self.issues)
         return DetectionDataset(samples, tuple(classes), tuple(splits), has_names, dataset_format, issues)
+
+
+def _parse_size(values: tuple[object, object]) -> tuple[float, float] | None:
+    """Return the declared width and height, or None if they are missing or 0.
+
+    Raise ChromaboxError if they are not positive numbers.
+    """
+    if all(value is None or str(value).strip() in ("", "0") for value in values):
+        return None
+    try:
+        width, height = float(str(values[0])), float(str(values[1]))
+    except ValueError:
+        width = height = 0.0
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        stated = " × ".join(str(value)[:30] for value in values)
+        raise ChromaboxError(f"the labels are for an image of {stated} pixels; expected two positive numbers")
+    return width, height
+
+
+def _sorted_labels(sample: Sample) -> Float64[np.ndarray, "boxes 6"]:
+    """Return class, box and crowd flag of all labels in a fixed order."""
+    labels = np.column_stack([sample.class_ids, sample.boxes, sample.is_crowd]).astype(np.float64)
+    return labels[np.lexsort(labels.T)]
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """YOLO labels: a text file for each image, with a line "class centre-x centre-y width height" for each box.
 
 The last four numbers are fractions of the image width and height. A line with more numbers describes a polygon, as in
-segmentation datasets. The bounding box of the polygon is used. An image without a text file has no boxes.
+segmentation datasets. The bounding box of the polygon is used. If the .yaml file states `kpt_shape`, a line with more
+numbers describes a box followed by key points, which are not used. An image without a text file has no boxes.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import functools
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 MAX_YAML_BYTES = 1 << 18
 #: Maximum number of classes of a dataset without class names. The dataset with the most classes, LVIS, has 1,203.
 MAX_UNNAMED_CLASSES = 2_000
+#: Maximum number of key points of a box.
+MAX_KEYPOINTS = 10_000
 #: Files with the class names, one per line, in datasets without a .yaml file.
 CLASS_NAME_FILES = ("classes.txt", "obj.names", "names.txt")
 #: Text files that never contain labels.
@@ -56,17 +60,26 @@ def read_yolo(source: Path) -> DetectionDataset:
 
     Raise ChromaboxError if the folder contains no labels, or if the file does not describe a dataset.
     """
-    images, class_names = _find_images(source) if source.is_dir() else _read_yaml(source)
+    images, class_names, keypoint_shape = (*_find_images(source), None) if source.is_dir() else _read_yaml(source)
     builder = DatasetBuilder()
+    files = {path: label_path(path) for _, path in images}
+    images_by_file: dict[Path, list[Path]] = defaultdict(list)
+    for path, file in files.items():
+        images_by_file[file].append(path)
     for split, path in images:
-        labels = _read_labels(label_path(path), len(class_names) or MAX_UNNAMED_CLASSES, builder)
-        builder.add_image(path, split, label_path(path), labels)
-    known = {label_path(path) for _, path in images}
-    for path in iter_files(source, {".txt"}):  # There are no such files if ``source`` is a file.
-        if path in known or path.name.lower() in _NON_LABEL_FILES:
+        file = files[path]
+        if len(images_by_file[file]) > 1 and file.is_file():
+            others = ", ".join(str(other) for other in images_by_file[file] if other != path)
+            reason = f"{path.name} has the same label file {file} as {others}; expected one image"
+            builder.drop("ambiguous picture", path, None, reason)
             continue
-        with path.open(encoding="utf-8", errors="replace") as file:
-            if _FIRST_LABEL.fullmatch(file.readline()):
+        labels = _read_labels(file, len(class_names) or MAX_UNNAMED_CLASSES, keypoint_shape, builder)
+        builder.add_image(path, split, file, labels)
+    for path in iter_files(source, {".txt"}):  # There are no such files if ``source`` is a file.
+        if path in images_by_file or path.name.lower() in _NON_LABEL_FILES:
+            continue
+        with path.open(encoding="utf-8", errors="replace") as stream:
+            if _FIRST_LABEL.fullmatch(stream.readline()):
                 builder.drop("label without picture", path, None, "no image has this name")
     num_classes = max((int(sample.class_ids.max(initial=-1)) for sample in builder.samples), default=-1) + 1
     classes = class_names or [str(index) for index in range(num_classes)]
@@ -77,21 +90,28 @@ def read_yolo(source: Path) -> DetectionDataset:
 def label_path(image_path: Path) -> Path:
     """Return the path of an image's label file.
 
-    The last `images` folder in the image path is replaced by `labels`. If there is no such folder, or if only a label
-    file next to the image exists, the path next to the image is returned.
+    The last `images` folder in the image path is replaced by `labels`. If the file does not exist, the label file can
+    be next to the image, in a folder `labels` next to the image, or in a folder `labels` next to the folder of the
+    image, where it can be in a folder with the same name. If there is no label file, the first of these paths is
+    returned.
     """
-    parts = list(image_path.parts)
-    positions = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    folder, name = image_path.parent, f"{image_path.stem}.txt"
+    folders = [folder, folder / "labels", folder.parent / "labels" / folder.name, folder.parent / "labels"]
+    positions = [index for index, part in enumerate(folder.parts) if part == "images"]
     if positions:
-        parts[positions[-1]] = "labels"
-        path = Path(*parts).with_suffix(".txt")
-        if os.path.isfile(path) or not os.path.isfile(image_path.with_suffix(".txt")):
-            return path
-    return image_path.with_suffix(".txt")
+        folders.insert(0, Path(*folder.parts[: positions[-1]], "labels", *folder.parts[positions[-1] + 1 :]))
+    paths = [folder / name for folder in folders]
+    return next((path for path in paths if os.path.isfile(path)), paths[0])
 
 
-def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Iterator[RawLabel]:
-    """Yield the labels (boxes or polygons) in a file. Yield nothing if the file does not exist."""
+def _read_labels(
+    source: Path, num_classes: int, keypoint_shape: tuple[int, int] | None, builder: DatasetBuilder
+) -> Iterator[RawLabel]:
+    """Yield the labels (boxes, polygons, or boxes with key points) in a file. Yield nothing if it does not exist."""
+    expected = "a class and at least 3 corners"
+    if keypoint_shape is not None:
+        num_values = 5 + keypoint_shape[0] * keypoint_shape[1]
+        expected = f"{num_values} (kpt_shape: {keypoint_shape[0]} key points of {keypoint_shape[1]} values)"
     try:
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
@@ -109,8 +129,9 @@ def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Ite
         if not values:
             continue
         class_id, coordinates = values[0], values[1:]
-        if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
-            reason = f"the number of values is {len(values)}; expected 5, or a class and at least 3 corners"
+        is_polygon = keypoint_shape is None and len(values) >= 7 and len(values) % 2 == 1
+        if len(values) != 5 and not is_polygon and (keypoint_shape is None or len(values) != num_values):
+            reason = f"the number of values is {len(values)}; expected 5, or {expected}"
             builder.drop("unreadable label", source, number, reason)
         elif not class_id.is_integer() or class_id < 0:
             reason = f"{words[0][:60]} is not a class number; expected a non-negative integer"
@@ -119,10 +140,11 @@ def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Ite
             reason = f"class {words[0][:60]} is not defined; expected 0 to {num_classes - 1}"
             builder.drop("unknown class", source, number, reason)
         else:
-            xs, ys = coordinates[::2], coordinates[1::2]
-            box = (min(xs), min(ys), max(xs), max(ys))
-            if len(coordinates) == 4:
-                x, y, width, height = coordinates
+            if is_polygon:
+                xs, ys = coordinates[::2], coordinates[1::2]
+                box = (min(xs), min(ys), max(xs), max(ys))
+            else:
+                x, y, width, height = coordinates[:4]
                 box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
             yield RawLabel(number, int(class_id), box, as_fractions=True)
 
@@ -145,8 +167,8 @@ def _read_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Return the images that a .yaml file describes, with their splits, and the class names, if any."""
+def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[str], tuple[int, int] | None]:
+    """Return the images that a .yaml file describes, with their splits, the class names, and `kpt_shape`, if any."""
     content = _load_yaml(yaml_path)
     # The text of a nested list with YAML aliases could be very long.
     if isinstance(content.get("path"), dict | list):
@@ -169,7 +191,25 @@ def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     is_list = isinstance(names, list) and not any(isinstance(name, dict | list) for name in names)
     if names is not None and (not is_list or not names or len(set(map(str, names))) < len(names)):
         raise ChromaboxError(f"{yaml_path}: names: expected a list of different names, or a name for each class index")
-    return list(dict.fromkeys(images)), [str(name) for name in names or ()]
+    return list(dict.fromkeys(images)), [str(name) for name in names or ()], _keypoint_shape(content, yaml_path)
+
+
+def _keypoint_shape(content: dict[str, Any], yaml_path: Path) -> tuple[int, int] | None:
+    """Return the number of key points of each box and the number of values of each key point, or None for no points.
+
+    Raise ChromaboxError for an invalid `kpt_shape`.
+    """
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return None
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(number) is int for number in shape):
+        shape = [0, 0]
+    if not (1 <= shape[0] <= MAX_KEYPOINTS and shape[1] in (2, 3)):
+        raise ChromaboxError(
+            f"{yaml_path}: kpt_shape: expected the number of key points (1 to {MAX_KEYPOINTS}), and 2 or 3 values for "
+            "each, as in [17, 3]"
+        )
+    return shape[0], shape[1]
 
 
 class _BoundedLoader(yaml.SafeLoader):
@@ -245,7 +285,7 @@ def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) 
     if found.suffix.lower() in IMAGE_SUFFIXES:
         return [found]
     list_roots = [found.parent, *roots]
-    return [_find_path(line, list_roots, found) or Path(line) for line in _read_lines(found)]
+    return [_find_path(line, list_roots, found) or found.parent / line for line in _read_lines(found)]
 
 
 def _find_path(text: str, roots: Sequence[Path], source: Path) -> Path | None:

@@ -6,6 +6,8 @@
 import itertools
 import logging
 import shutil
+import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -24,7 +26,7 @@ from chromabox.errors import ChromaboxError, UsageError, escape_unprintable
 from chromabox.io.atomic import atomic_write, check_writable_folder
 from chromabox.io.images import IMAGE_SUFFIXES, read_image, write_image
 from chromabox.io.manifest import MANIFEST_NAME, Manifest
-from chromabox.io.paths import check_outputs, name_outputs, select_inputs
+from chromabox.io.paths import Selection, check_outputs, name_outputs, select_inputs
 from chromabox.io.video import iter_frames, probe_video, transcode
 from chromabox.runtime.parallel import map_ordered
 
@@ -113,6 +115,7 @@ def plan_detection_outputs(
     selected: set[str] = set(formats) or {single_format or "images"}
     is_annotated = "images" in selected and single_format is None
     selection = select_inputs(inputs, None if single_format else output)
+    _distinguish_names(selection)
     targets: list[Path | None] = [None] * len(selection.files)
     if is_annotated:
         targets = [target for _, target in name_outputs(selection, output)]
@@ -127,15 +130,8 @@ def plan_detection_outputs(
     if single_format is not None and selected != {single_format}:
         unsupported = ", ".join(sorted(selected - {single_format}))
         raise UsageError(f"{output}: a single file cannot contain {unsupported}; use a folder (-o FOLDER)")
-    labelled: dict[Path, Path] = {}
-    for image in images if "yolo" in selected else ():
-        label = Path(image.name).with_suffix(".txt")
-        if label in labelled:
-            raise UsageError(
-                f"{image.source} and {labelled[label]} would be written to the same label file {label}; process "
-                "them separately, with different output folders"
-            )
-        labelled[label] = image.source
+    if "yolo" in selected:
+        _check_label_files(images, videos)
     tables = {name: output if single_format else output / f"detections.{name}" for name in selected}
     label_folder = output / "labels" if "yolo" in selected else None
     folder = None if single_format else output
@@ -164,6 +160,42 @@ def _dataset_image(dataset: Path, name: Path) -> Path:
     readable = Path(escape_unprintable(name.as_posix()).replace("\\", "_"))
     known = name.suffix.lower() in IMAGE_SUFFIXES
     return dataset / "images" / (readable if known else readable.with_name(f"{readable.name}.png"))
+
+
+def _check_label_files(images: Sequence[PlannedFile], videos: Sequence[PlannedFile]) -> None:
+    """Raise UsageError if two inputs would be written to the same label file."""
+    sources: dict[str, Path] = {}
+    inputs = [(video, f"{_label_name(Path(video.name).with_suffix('.jpg'))}_*") for video in videos]
+    inputs += [(image, _label_name(Path(image.name))) for image in images]
+    for planned, name in inputs:
+        # An image can have the name of a frame, since the labels of frame 12 of a.mp4 are a_000012.txt.
+        other = sources.get(name) or sources.get(re.sub(r"_\d{6,}$", "_*", name))
+        if other is not None:
+            raise UsageError(
+                f"{planned.source} and {other} would be written to the same label file {name}.txt; process "
+                "them separately, with different output folders"
+            )
+        sources[name] = planned.source
+
+
+def _label_name(image: Path) -> str:
+    """Return the path of the label file of an image in the folder ``labels`` of a YOLO dataset, without suffix."""
+    return _dataset_image(Path(), image).relative_to("images").with_suffix("").as_posix()
+
+
+def _distinguish_names(selection: Selection) -> None:
+    """Replace the names of the files by their paths in the common folder if files of several inputs have equal names.
+
+    Suffixes are not compared, because they are not part of the names of labels.
+    """
+    stems = {name.with_suffix("") for _, name in selection.files}
+    paths = [Path(os.path.abspath(path)) for path, _ in selection.files]
+    if len(stems) == len({path.with_suffix("") for path in paths}):
+        return
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    log.info(f"inputs in different folders have equal names; the results contain their paths in {folder}")
+    for files in (selection.images, selection.videos):
+        files[:] = [(path, Path(os.path.abspath(path)).relative_to(folder)) for path, _ in files]
 
 
 @dataclass
@@ -279,7 +311,7 @@ def run_detection(
             log.info(f"{planned.name} (number of frames: {num_frames})")
     summary.seconds = time.perf_counter() - start_time
     if plan.json is not None:
-        outputs.write_coco_results(plan.json, all_results, detector.classes)
+        outputs.write_coco_results(plan.json, all_results, detector.classes, detector.category_ids)
     if plan.csv is not None:
         outputs.write_csv(plan.csv, all_results)
     if plan.label_folder is not None:

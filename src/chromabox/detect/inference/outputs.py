@@ -1,8 +1,10 @@
 """Output of detections: annotated images, COCO results, CSV and YOLO datasets.
 
 * COCO results: a JSON list with image_id, category_id, bbox (left, top, width, height in pixels) and score of each
-  box. For the 80 COCO classes, the category ids are COCO's, 1 to 90. Other classes are numbered from 1. The id of an
-  image is its path without suffix, or an integer if its name consists of digits (as in COCO).
+  box. The category ids are those of the COCO files on which the detector was trained. Without such files, the ids of
+  the 80 COCO classes are COCO's, 1 to 90, and other classes are numbered from 1. The id of an image is its path without
+  suffix, or an integer if its name consists of digits (as in COCO). If images of a file would have the same id, the ids
+  are paths (see `coco_image_ids`).
 * CSV: one line per box, with the left, top, right and bottom of the box in pixels.
 * YOLO: a dataset with copies of the images in ``images/`` and one text file per image in ``labels/``. Each line
   contains the class, and the centre, width and height of a box as fractions of the image size. There is no score,
@@ -69,7 +71,7 @@ class ImageDetections:
 
     @property
     def image_id(self) -> int | str:
-        """The id of the image in COCO results."""
+        """The id of the image in COCO results, if no other image has it."""
         stem = Path(self.stem).name
         return int(stem) if stem.isascii() and stem.isdecimal() else Path(self.stem).as_posix()
 
@@ -148,20 +150,39 @@ def _place_label(
     return inside[0]
 
 
-def write_coco_results(path: Path, results: Iterable[ImageDetections], classes: Sequence[str]) -> None:
+def coco_image_ids(results: Sequence[ImageDetections]) -> list[int | str]:
+    """Return a different id for each image or video frame.
+
+    The ids are integers for names that consist of digits, and otherwise paths without suffix. If two of them are equal
+    (``a/1.jpg`` and ``b/1.jpg``), all ids are paths without suffix. If two of these are equal (``1.jpg`` and
+    ``1.png``), all ids are complete paths, followed by the frame index for a video frame.
+    """
+    complete = [result.file if result.frame is None else f"{result.file}/{result.frame:06d}" for result in results]
+    candidates: list[list[int | str]] = [
+        [result.image_id for result in results],
+        [Path(result.stem).as_posix() for result in results],
+    ]
+    return next((ids for ids in candidates if len(set(ids)) == len(set(complete))), list(complete))
+
+
+def write_coco_results(
+    path: Path, results: Sequence[ImageDetections], classes: Sequence[str], category_ids: Sequence[int] = ()
+) -> None:
     """Write one row per box in the format of COCO's evaluation, with the file and class names added.
 
+    `category_ids` are the ids of the classes; if empty, they are COCO's for COCO's classes, otherwise 1, 2, ….
     Raise ChromaboxError if the file cannot be written.
     """
-    ids = COCO_CATEGORIES if tuple(classes) == COCO_CLASSES else range(1, len(classes) + 1)
+    default_ids = COCO_CATEGORIES if tuple(classes) == COCO_CLASSES else range(1, len(classes) + 1)
+    ids = category_ids or default_ids
     rows = []
-    for result in results:
+    for result, image_id in zip(results, coco_image_ids(results), strict=True):
         detections = result.detections
         boxes = xyxy_to_xywh(detections.xyxy.astype(np.float64))
         class_ids, scores, names = detections.class_id, detections.confidence, detections.class_names
         for box, class_id, score, name in zip(boxes, class_ids, scores, names, strict=True):
             row = {
-                "image_id": result.image_id,
+                "image_id": image_id,
                 "category_id": ids[class_id],
                 "bbox": [round(float(value), 3) for value in box],
                 "score": round(float(score), 5),

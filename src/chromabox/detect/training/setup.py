@@ -55,6 +55,8 @@ def initialise_run(config: FinetuneConfig, resume_folder: Path | None) -> Initia
     if data.has_class_names and resume_folder is None:
         prior = config.recipe.new_class_prior
         detector = replace_heads(detector, data.classes, config.keep_old_classes, max_prior=prior)
+        if data.category_ids and detector.classes == data.classes:
+            detector = replace(detector, metadata={**detector.metadata, "category_ids": list(data.category_ids)})
     data, _ = remap_classes(data, detector.classes)
     if config.freeze != "auto":
         num_layers_to_freeze(detector.architecture, config.freeze)  # Raises UsageError for an invalid value.

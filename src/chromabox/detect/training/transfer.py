@@ -141,6 +141,7 @@ def replace_heads(
     kept = [name for name, row in zip(classes, rows, strict=True) if row >= 0]
     new = [name for name, row in zip(classes, rows, strict=True) if row < 0]
     metadata = {**detector.metadata, "surgery": {"kept": kept, "new": new}}
+    metadata.pop("category_ids", None)  # They are the ids of the old classes.
     return Detector(model.eval(), tuple(classes), detector.size, metadata)
 
 

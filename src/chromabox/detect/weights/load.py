@@ -37,6 +37,7 @@ from chromabox.detect.weights.onnx_model import (
     BoxArray,
     ImageArray,
     ScoreArray,
+    read_category_ids,
     resolve_weights,
 )
 from chromabox.detect.weights.ultralytics import read_ultralytics
@@ -81,6 +82,11 @@ class Detector:
     @property
     def variant(self) -> Variant:
         return self.model.variant
+
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """COCO category ids of the classes, or () if the dataset of the detector had none."""
+        return read_category_ids(self.metadata, len(self.classes))
 
     def check_size(self, size: int) -> None:
         """Raise UsageError if the model cannot process square images of this side length in pixels."""
@@ -318,6 +324,7 @@ def _from_metadata(
         model = load_model(architecture_from_json(metadata["architecture"]), stored)
         classes, size = tuple(str(name) for name in metadata["classes"]), int(metadata["size"])
         num_classes = model.architecture.num_classes
+        read_category_ids(metadata, num_classes)
         if len(classes) != num_classes or len(set(classes)) != num_classes:
             raise ValueError(f"repeated or {len(classes)} class names; expected {num_classes} different names")
         if not 1 <= size <= MAX_SIZE or size % model.architecture.max_stride:

@@ -29,7 +29,7 @@ def test_class_rows_follow_their_names_and_boxes_are_unchanged() -> None:
     torch.testing.assert_close(after[:, 7], before[:, 5 + 0], rtol=0, atol=1e-6)
     # The new one of three classes has the score 1/3 everywhere.
     torch.testing.assert_close(after[:, 6].sigmoid(), torch.full_like(after[:, 6], 1 / 3))
-    assert new.metadata["surgery"] == {"kept": ["Red_Fox", "cat"], "new": ["owl"]}
+    assert new.metadata["surgery"] == {"kept": ["Red_Fox", "cat"], "new": ["owl"], "dropped": ["dog"]}
     assert not new.model.training
 
 

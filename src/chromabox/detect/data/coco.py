@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chromabox.detect.data.dataset import SPLIT_NAME, DatasetBuilder, DetectionDataset, RawLabel, iter_files
+from chromabox.detect.data.dataset import (
+    DatasetBuilder,
+    DetectionDataset,
+    RawLabel,
+    check_class_names,
+    iter_files,
+    split_from_path,
+    split_role,
+)
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import parse_json
 
@@ -35,6 +43,7 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
     """Read all labelled images in the files, which must have the same categories.
 
     The split of a file is read from the end of its name (``val2017`` for instances_val2017.json) or is its folder name.
+    If neither denotes a split, the folders of the images are used.
 
     Raise ChromaboxError if a file contains no valid COCO annotations, or if the categories of the files differ.
     """
@@ -45,16 +54,20 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
     for file in files:
         content = _load_json(file)
         try:
-            file_categories = dict(sorted((int(entry["id"]), str(entry["name"])) for entry in content["categories"]))
+            pairs = sorted({(int(entry["id"]), str(entry["name"])) for entry in content["categories"]})
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ChromaboxError(f"{file}: invalid categories; expected an id and a name for each category") from error
+        file_categories = dict(pairs)
+        if len(file_categories) < len(pairs):
+            raise ChromaboxError(f"{file}: two categories have the same id; expected a different id for each name")
         if categories and file_categories != categories:
             raise ChromaboxError(
                 f"{file}: the categories differ from the categories in {files[0]}; expected the same in all files"
             )
+        check_class_names(list(file_categories.values()), file)
         categories = file_categories
         names = (file.stem.replace("-", "_").split("_")[-1], file.stem, file.parent.name)
-        split = next((name for name in names if SPLIT_NAME.fullmatch(name)), "")
+        split = next(filter(split_role, names), "")
         splits[split] = None
         labels = _parse_annotations(content["annotations"], file, list(categories), builder)
         for entry in content["images"]:
@@ -63,7 +76,8 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
             except (KeyError, TypeError):
                 builder.drop("missing picture", file, None, "an entry of images has no id or no file_name")
                 continue
-            builder.add_image(_find_image(name, file, root, split, by_name), split, file, image_labels)
+            path = _find_image(name, file, root, split, by_name)
+            builder.add_image(path, split or split_from_path(path, root), file, image_labels)
         for label in itertools.chain(*labels.values()):
             builder.drop("label without picture", file, label.line, "no image has the image_id of this annotation")
     return builder.build("coco", categories.values(), splits)

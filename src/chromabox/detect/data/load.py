@@ -1,7 +1,7 @@
 """Loading of detection datasets in three formats, which are detected automatically.
 
 * YOLO: `images/…` and `labels/…`, or a `.txt` file next to each image. Class names and splits are read from a `.yaml`
-  file if there is one.
+  file if there is one; otherwise from files such as `classes.txt`, and from lists or folder names.
 * COCO: a `.json` file with images, annotations and categories.
 * Pascal VOC: an `.xml` file for each image. Splits are read from lists (`ImageSets/Main/train.txt`), tables
   (`train_labels.csv`) or folder names.
@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from chromabox.detect.data.coco import coco_files, read_coco
-from chromabox.detect.data.dataset import DetectionDataset
+from chromabox.detect.data.dataset import COCO_CLASSES, DetectionDataset
 from chromabox.detect.data.voc import read_voc, voc_files
 from chromabox.detect.data.yolo import find_yolo_yamls, read_yolo
 from chromabox.errors import ChromaboxError, UsageError
@@ -46,16 +46,18 @@ def load_detection_dataset(path: Path | str, split: str | None = None) -> Detect
         raise UsageError(f"{source}: contains several dataset descriptions ({names}); use the path of one of them")
     if source.is_file() and suffix not in (".yaml", ".yml", ".json"):
         raise UsageError(f"{source}: unsupported file; expected a folder, a .yaml (YOLO) or a .json (COCO)")
+    # COCO128 is published without class names.
+    default_names = COCO_CLASSES if source.name == "coco128" else ()
     if suffix == ".json":
         data = read_coco(source.parent, [source])
     elif suffix or descriptions:
-        data = read_yolo(source if suffix else descriptions[0])
+        data = read_yolo(source if suffix else descriptions[0], default_names)
     elif files := coco_files(source):
         data = read_coco(source, files)
     elif files := voc_files(source):
         data = read_voc(source, files)
     else:
-        data = read_yolo(source)
+        data = read_yolo(source, default_names)
     if not data.samples:
         first_issue = f"; the first issue is: {data.issues[0]}" if data.issues else ""
         raise ChromaboxError(f"{source}: contains no readable labelled images{first_issue}")

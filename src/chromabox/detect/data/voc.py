@@ -5,7 +5,6 @@ the right edge of the pixel with this number. Objects marked as difficult are ke
 """
 
 import contextlib
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
@@ -14,10 +13,11 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from chromabox.detect.data.dataset import (
-    SPLIT_NAME,
     DatasetBuilder,
     DetectionDataset,
     RawLabel,
+    SplitLists,
+    check_class_names,
     iter_files,
     split_from_path,
 )
@@ -41,7 +41,7 @@ def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
     are ignored.
     """
     by_stem = {path.stem: path for path in iter_files(root)}
-    split_lists = _read_split_lists(root)
+    split_lists = SplitLists(root)
     annotations: list[tuple[Path, Path, str, list[tuple[int, str, Element]]]] = []
     builder = DatasetBuilder()
     for file in files:
@@ -51,15 +51,14 @@ def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
             builder.drop("unreadable label", file, None, f"cannot be read as XML ({error})")
             continue
         image_path = by_stem.get(file.stem) or by_stem.get(Path(document.findtext("filename", "")).stem)
-        split = split_lists.get(file.stem, "") or split_from_path(file, root)
-        annotations.append((file, image_path or file.with_suffix(".jpg"), split, objects))
+        image_path = image_path or file.with_suffix(".jpg")
+        for split in split_lists.splits(image_path, root):
+            annotations.append((file, image_path, split or split_from_path(file, root), objects))
     classes = sorted({name for *_, objects in annotations for _, name, _ in objects} - {""})
+    check_class_names(classes, root)
     for file, path, split, objects in annotations:
         builder.add_image(path, split, file, _iter_labels(objects, classes, file, builder))
-    # Training comes first, then validation, then test.
-    splits = sorted({split for _, _, split, _ in annotations})
-    splits.sort(key=lambda split: [not split.startswith(prefix) for prefix in ("train", "val", "test")])
-    return builder.build("voc", classes, splits)
+    return builder.build("voc", classes, [split for _, _, split, _ in annotations])
 
 
 def _iter_labels(
@@ -93,24 +92,3 @@ def _parse_xml(file: Path) -> tuple[Element, list[tuple[int, str, Element]]]:
         lines = [1] * len(objects)
     names = [element.findtext("name", "").strip() for element in objects]
     return root, list(zip(lines, names, objects, strict=True))
-
-
-def _read_split_lists(root: Path) -> dict[str, str]:
-    """Return the splits, keyed by image name without suffix. The first list or table with a name determines its split.
-
-    A table contains the image names in the column `filename`, and a list contains them as the first word of each line.
-    """
-    splits: dict[str, str] = {}
-    for path in iter_files(root, {".csv", ".txt"}):
-        split = path.stem.split("_")[0]
-        # VOC also has lists for each class (dog_train.txt). Only files whose names start with a split name are used.
-        if not SPLIT_NAME.fullmatch(split):
-            continue
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                names = [row.get("filename") for row in csv.DictReader(file)]
-            else:
-                names = [line.split()[0] for line in file if line.strip()]
-        for name in filter(None, names):
-            splits.setdefault(Path(name).stem, split)
-    return splits

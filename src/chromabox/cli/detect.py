@@ -101,7 +101,7 @@ class TrainingArgs:
 class ClassArgs:
     keep_old_classes: bool = False
     """Keep the classes of the initial weights, and append the new classes of the dataset."""
-    new_classes: Annotated[tuple[str, ...] | None, option("CLASS ...", "classes whose names the weights lack")] = None
+    new_classes: Annotated[list[str] | None, option("CLASS ...", "classes whose names the weights lack")] = None
     """Classes of the dataset that are new although the weights have a class of this name, for example mouse (an animal,
     but a device in COCO). Without names: all classes."""
     retention_data: Annotated[str | None, option("NAME|PATH", "not measured")] = None

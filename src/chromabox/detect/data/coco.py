@@ -42,8 +42,8 @@ def coco_files(folder: Path) -> list[Path]:
 def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
     """Read all labelled images in the files, which must have the same categories.
 
-    The split of a file is read from the end of its name (``val2017`` for instances_val2017.json) or is its folder name.
-    If neither denotes a split, the folders of the images are used.
+    The split of a file is read from the end of its name (``val2017`` for instances_val2017.json) or is its folder's
+    name. If neither denotes a split, the folders of the images are used.
 
     Raise ChromaboxError if a file contains no valid COCO annotations, or if the categories of the files differ.
     """
@@ -66,7 +66,7 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
             )
         check_class_names(list(file_categories.values()), file)
         categories = file_categories
-        names = (file.stem.replace("-", "_").split("_")[-1], file.stem, file.parent.name)
+        names = (file.stem.replace("-", "_").split("_")[-1], file.stem, split_from_path(file, root))
         split = next(filter(split_role, names), "")
         splits[split] = None
         labels = _parse_annotations(content["annotations"], file, list(categories), builder)

@@ -104,15 +104,18 @@ class FinetuneJob:
         self.fill_seconds = 0.0
 
     def __str__(self) -> str:
+        return f"{self.freeze_report}\n{len(self.samples):,} training images"
+
+    def describe_classes(self) -> str:
+        """Return a line with the classes that are taken over from the initial weights, and those that are new."""
         kept, new, dropped = (
             f"{len(names)}{f' ({list_names(names, 20)})' if names else ''}"
             for names in self.initial.class_origins.values()
         )
-        classes = (
+        return (
             f"classes taken over from the weights: {kept}; new classes: {new}; classes of the weights that are "
             f"dropped: {dropped}; factor of the learning rates: {self.lr_scale:g}"
         )
-        return f"{self.freeze_report}\n{classes}\n{len(self.samples):,} training images"
 
     @property
     def lr_scale(self) -> float:
@@ -278,6 +281,7 @@ def finetune(
     for warning in initial.splits.warnings:
         log.warning(warning)
     job = FinetuneJob(config, initial, retention_data)
+    log.info(job.describe_classes())
     # torch.compile has no effect: training calls DarknetModel.forward_from, not forward.
     options = replace(options or RuntimeOptions(), compile="off")
     summary = run_training(job, RunDir(folder), options=options, resume=resume, callbacks=callbacks)

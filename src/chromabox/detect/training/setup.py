@@ -61,7 +61,7 @@ def initialise_run(config: FinetuneConfig, resume_folder: Path | None) -> Initia
     data = load_detection_dataset(config.data)
     if resume_folder is None:
         prior = config.recipe.new_class_prior
-        new_classes = data.classes if config.new_classes == () else config.new_classes or ()
+        new_classes = data.classes if config.new_classes == [] else config.new_classes or ()
         detector = replace_heads(
             detector, data.classes, config.keep_old_classes, new_classes=new_classes, max_prior=prior
         )

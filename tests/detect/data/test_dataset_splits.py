@@ -11,7 +11,7 @@ import pytest
 
 from chromabox.detect.data.dataset import split_role
 from chromabox.detect.data.load import load_detection_dataset
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 from detection_fixtures import make_image, make_voc_xml, make_yolo_dataset
 
 BOX = "0 0.5 0.5 0.5 0.4\n"
@@ -104,6 +104,19 @@ def test_voc_lists(tmp_path: Path, lists: dict[str, str], expected: str) -> None
     make_lists(tmp_path, {"ImageSets/Layout/val.txt": "a\nb\nc\n"})
     data = load_detection_dataset(tmp_path)
     assert ([sample.split for sample in data.samples], data.issues) == (expected.split(), ())
+
+
+def test_voc_list_of_annotations_with_other_names_than_the_images(tmp_path: Path) -> None:
+    make_image(tmp_path / "images" / "a.png")
+    lists = {"first.xml": make_voc_xml(("cat", (11, 6, 30, 25))), "test.txt": "first\n"}
+    assert load_detection_dataset(make_lists(tmp_path, lists)).splits == ("test",)
+
+
+def test_unreadable_list_is_rejected(tmp_path: Path) -> None:
+    folder = make_yolo_dataset(tmp_path, {"train/a": BOX}, None)
+    (folder / "test_labels.csv").write_text("filename\n" + "a" * 200_000)
+    with pytest.raises(ChromaboxError, match=r"test_labels\.csv: cannot be read as a list of images"):
+        load_detection_dataset(folder)
 
 
 def test_coco_file_without_split_and_image_folders(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ FOUND = {
     "no splits in the description": {"data.yaml": "nc: 2\nnames: [helmet, head]"},
     "a text file named in the description": {"data.yaml": f"{SPLITS}names: all.txt", "all.txt": "helmet\nhead\n"},
     "text file and description without names": {"data.yaml": f"{SPLITS}nc: 2", "classes.txt": "helmet\nhead\n"},
+    "empty key": {"data.yaml": f"{SPLITS}names: null\nnc: ~", "classes.txt": "helmet\nhead\n"},
     "top folder": {"classes.txt": "helmet\r\nhead\r\n\r\n"},
     "beside the image folders": {"images/classes.txt": "helmet\nhead"},
     "beside the label folders": {"labels/classes.txt": "helmet\nhead"},

@@ -454,8 +454,9 @@ class SplitLists:
 
         A listed path denotes the image with which it has the longest common end.
         """
-        tails = ("/".join(image.parts[start:]) for start in range(len(image.parts)))
-        found = next((self._splits[tail] for tail in map(_without_suffix, tails) if tail in self._splits), {})
+        parts = image.with_suffix("").parts
+        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        found = next((self._splits[tail] for tail in tails if tail in self._splits), {})
         return list(found) or [split_from_path(image, root)]
 
 
@@ -471,12 +472,18 @@ def _without_suffix(name: str) -> str:
 
 
 def _read_list(path: Path) -> list[str]:
-    """Return the image names in a list or table, without repetitions. A file with YOLO labels contains no names."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        if path.suffix.lower() == ".csv":
-            names = [row.get("filename") or "" for row in csv.DictReader(file)]
-        else:
-            lines = [line.strip() for line in file if line.strip()]
-            names = [line if _without_suffix(line) != line else line.split()[0] for line in lines]
-            names = [] if lines and LABEL_ROW.fullmatch(lines[0]) else names
+    """Return the image names in a list or table, without repetitions. A file with YOLO labels contains no names.
+
+    Raise ChromaboxError if the file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            if path.suffix.lower() == ".csv":
+                names = [row.get("filename") or "" for row in csv.DictReader(file)]
+            else:
+                lines = [line.strip() for line in file if line.strip()]
+                names = [line if _without_suffix(line) != line else line.split()[0] for line in lines]
+                names = [] if lines and LABEL_ROW.fullmatch(lines[0]) else names
+    except (OSError, csv.Error) as error:
+        raise ChromaboxError(f"{path}: cannot be read as a list of images ({error}); expected image names") from error
     return list(dict.fromkeys(filter(None, names)))

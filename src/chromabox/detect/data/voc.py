@@ -19,7 +19,6 @@ from chromabox.detect.data.dataset import (
     SplitLists,
     check_class_names,
     iter_files,
-    split_from_path,
 )
 
 
@@ -52,8 +51,9 @@ def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
             continue
         image_path = by_stem.get(file.stem) or by_stem.get(Path(document.findtext("filename", "")).stem)
         image_path = image_path or file.with_suffix(".jpg")
-        for split in split_lists.splits(image_path, root):
-            annotations.append((file, image_path, split or split_from_path(file, root), objects))
+        # Lists and folders can also refer to the annotation.
+        splits = (split_lists.splits(path, root) for path in (image_path, file))
+        annotations += [(file, image_path, split, objects) for split in next(filter(any, splits), [""])]
     classes = sorted({name for *_, objects in annotations for _, name, _ in objects} - {""})
     check_class_names(classes, root)
     for file, path, split, objects in annotations:

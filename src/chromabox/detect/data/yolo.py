@@ -253,15 +253,10 @@ def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[SplitRole]
 def _split_entries(content: dict[str, Any]) -> list[tuple[SplitRole, str]]:
     """Return the role and the key of each split in the contents of a .yaml file, in the order of the roles.
 
-    A key is a single word, such as train, val, valid or Test. Keys without a value, and settings of other programs with
-    the value true or false, are not splits.
+    A key is a single word, such as train, val, valid or Test. Settings of other programs, which have the value true or
+    false, are not splits.
     """
-    empty: tuple[object, ...] = ("", "null", "~", "true", "false", [])
-    keys = [
-        key
-        for key, value in content.items()
-        if key.isalpha() and (str(value).lower() if isinstance(value, str) else value) not in empty
-    ]
+    keys = [key for key, value in content.items() if key.isalpha() and str(value)[:5].lower() not in ("true", "false")]
     roles: tuple[SplitRole, ...] = ("train", "val", "test")
     return [(role, key) for role in roles for key in keys if split_role(key) == role]
 
@@ -284,6 +279,8 @@ class _TextLoader(yaml.BaseLoader):
 def _load_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a .yaml file, with all values as text, or an empty mapping if the file contains none.
 
+    Keys without a value are omitted.
+
     Raise ChromaboxError if the file cannot be read.
     """
     encoded = read_bytes(path, "a dataset description", MAX_YAML_BYTES)
@@ -293,7 +290,8 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         raise ChromaboxError(
             f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:300]}); expected a dataset description"
         ) from error
-    return content if isinstance(content, dict) else {}
+    content = content if isinstance(content, dict) else {}
+    return {key: value for key, value in content.items() if value not in ("", "null", "~", [], {})}
 
 
 def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) -> list[Path]:

@@ -95,7 +95,7 @@ FLAGS = {
     f"--accumulate --learning-rate --val-fraction --patience --size --max-size --kernel --num-filters "
     f"--dilation --init {RUNTIME}",
     "finetune": "-o --output --weights --freeze --recipe --epochs --size --batch-size --cached-views --cache-memory "
-    f"--keep-old-classes --no-keep-old-classes --retention-data --patience --seed --resume {RUNTIME}",
+    f"--keep-old-classes --no-keep-old-classes --new-classes --retention-data --patience --seed --resume {RUNTIME}",
     "evaluate": "--data --temperature --split --size -o --output",
     "compare": f"-o --output --models --recipe --seeds --data --palette --epochs --runs {RUNTIME}",
     "sweep": f"--over --seeds --recipe --epochs --steps --data --palette -o --output {RUNTIME}",

@@ -102,6 +102,9 @@ class TrainingArgs:
 class ClassArgs:
     keep_old_classes: bool = False
     """Keep the classes of the initial weights, and append the new classes of the dataset."""
+    new_classes: Annotated[list[str] | None, option("CLASS ...", "classes whose names the weights lack")] = None
+    """Classes of the dataset that are new although the weights have a class of this name, for example mouse (an animal,
+    but a device in COCO). Without names: all classes."""
     retention_data: Annotated[str | None, option("NAME|PATH", "not measured")] = None
     """Dataset on which the AP50 of the original classes is measured before and after fine-tuning."""
 
@@ -160,6 +163,7 @@ def finetune(args: FinetuneArgs) -> int:
             num_cached_views=args.training.cached_views,
             cache_memory_gb=args.training.cache_memory,
             keep_old_classes=args.classes.keep_old_classes,
+            new_classes=args.classes.new_classes,
             retention_data=args.classes.retention_data and absolute_path(args.classes.retention_data),
             patience=args.training.patience,
             seed=args.seed,

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from chromabox.detect.data.coco import coco_files
+from chromabox.detect.data.dataset import COCO_CLASSES, DetectionDataset, list_names, normalise_name
 from chromabox.detect.data.load import resolve_dataset
 from chromabox.detect.data.validate import MIN_BOXES_PER_CLASS, DatasetReport, validate_dataset, write_clean_copy
 from chromabox.errors import UsageError
@@ -56,8 +57,7 @@ def print_report(report: DatasetReport, title: str) -> None:
     ]
     for name in data.classes:
         if any(boxes[split][name] for split in data.splits):
-            label = name if data.has_class_names else f"class {name}"
-            rows.append([label, *(str(boxes[split][name]) for split in data.splits)])
+            rows.append([name, *(str(boxes[split][name]) for split in data.splits)])
     print_grid(f"{title} ({data.format.upper()})", ["", *(split or "all" for split in data.splits)], rows)
     lines: list[str] = []
     for issue_type, count in report.issue_counts.items():
@@ -77,6 +77,17 @@ def print_report(report: DatasetReport, title: str) -> None:
         if any(0 < counts[name] < MIN_BOXES_PER_CLASS for counts in report.box_counts.values())
     ]
     lines += [f"fewer than {MIN_BOXES_PER_CLASS} boxes in a split: {', '.join(rare)}"] if rare else []
+    lines += _class_notes(data)
     problems = "Problems found. Use --repair FOLDER to write a cleaned copy; the original is not modified."
     for line in (*lines, "No problems found." if report.is_valid else problems):
         print(printable(line))
+
+
+def _class_notes(data: DetectionDataset) -> list[str]:
+    """Return a line about classes without names, or about names that weights trained on COCO have, too."""
+    if not data.has_class_names:
+        return ["no class names found (in a .yaml file, classes.txt or *.names): the classes are class 0, class 1, …"]
+    coco_names = set(map(normalise_name, COCO_CLASSES))
+    shared = [name for name in data.classes if normalise_name(name) in coco_names]
+    note = "names of COCO classes, which finetune takes over from weights trained on COCO (except for --new-classes)"
+    return [f"{note}: {list_names(shared, 20)}"] if shared else []

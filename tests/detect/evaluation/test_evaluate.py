@@ -92,6 +92,15 @@ def test_classes_missing_from_the_model_give_a_warning(monkeypatch: pytest.Monke
     assert result.warnings[0] == "classes missing from the model: cat; number of boxes ignored: 1"
 
 
+def test_numbers_of_classes_without_names_are_told(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replace_predictions(monkeypatch, {"a": make_detections([], [], [])})
+    data = load_detection_dataset(make_yolo_dataset(tmp_path, {"val/a": DOG}, names=None))
+    warnings = evaluate_detector(detector, data).warnings
+    assert warnings[0] == "the dataset has no class names; its class numbers are used as those of the model"
+
+
 def test_unreadable_file_is_evaluated_without_detections(
     monkeypatch: pytest.MonkeyPatch, data: DetectionDataset, detector: Detector
 ) -> None:
@@ -114,6 +123,9 @@ def test_dataset_without_ground_truth_is_rejected(data: DetectionDataset) -> Non
         (("train", "val", "test"), "val"),
         (("train2017", "val2017"), "val2017"),
         (("train", "test"), "test"),
+        (("training", "validation", "testing"), "validation"),
+        (("Train", "Test"), "Test"),
+        (("train", "val1", "val2"), "val"),
         (("",), None),
     ],
 )

@@ -82,7 +82,9 @@ def test_results_of_inputs_with_equal_names_are_told_apart(
     assert f"equal names; the results contain their paths in {tmp_path}" in caplog.text
     names = ["x/a/1.png", "x/b/1.png", "y/2.png"]
     labels = [f"labels/{Path(name).with_suffix('.txt')}" for name in names]
-    assert relative_files(out) == sorted([*names, *labels, "labels/classes.txt", "detections.csv", "detections.json"])
+    images = [f"images/{name}" for name in names]
+    tables = ["labels/classes.txt", "data.yaml", "train.txt", "detections.csv", "detections.json"]
+    assert relative_files(out) == sorted([*names, *images, *labels, *tables])
     rows = json.loads((out / "detections.json").read_text())
     ids = {(row["file_name"], row["image_id"]) for row in rows}
     assert ids == {("x/a/1.png", "x/a/1"), ("x/b/1.png", "x/b/1"), ("y/2.png", "y/2")}

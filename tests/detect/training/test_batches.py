@@ -95,6 +95,28 @@ def test_dataset_without_validation_split_holds_out_a_fifth(tmp_path: Path) -> N
     assert splits.warnings == ("no validation split; images held out for validation: 2 of 10",)
 
 
+def test_test_images_are_never_trained_on(tmp_path: Path) -> None:
+    dataset = make_yolo_dataset(
+        tmp_path, {f"{split}/{split}": BOX for split in ("train", "extra", "Testing", "Val")}, None
+    )
+    description = (
+        "train: [images/train, images/extra]\nValid: images/Val\nTEST: [images/Testing, images/extra]\nnc: 3\n"
+    )
+    (dataset / "data.yaml").write_text(description)
+    splits = split_dataset(load_detection_dataset(dataset), 0, early_stopping=False)
+    assert [sample.path.stem for sample in splits.train.samples] == ["train"]
+    assert [sample.path.stem for sample in splits.val.samples] == ["Val"]
+    assert "training images that are also test images: 1; not used for training" in splits.warnings
+
+
+@pytest.mark.parametrize("names", [("training", "testing"), ("Train", "TEST"), ("obj_train_data", "obj_Test_data")])
+def test_test_split_serves_as_validation_split(tmp_path: Path, names: tuple[str, str]) -> None:
+    data = load_detection_dataset(make_yolo_dataset(tmp_path, {f"{name}/{name}": BOX for name in names}, None))
+    splits = split_dataset(data, 0, early_stopping=False)
+    parts = (splits.train, splits.val)
+    assert tuple(sample.path.stem for part in parts for sample in part.samples) == names
+
+
 def test_dataset_without_labelled_training_images_is_rejected(tmp_path: Path) -> None:
     dataset = make_yolo_dataset(tmp_path, {"train/a": "", "val/x": BOX}, CLASS_NAMES)
     with pytest.raises(UsageError, match="no labelled training images in the splits train, val"):

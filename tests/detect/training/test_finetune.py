@@ -226,6 +226,41 @@ def test_category_ids_of_coco_files_are_stored_with_the_weights(weights: Path, t
     assert initialise_run(_config(other, tmp_path / "custom.safetensors"), None).detector.category_ids == ()
 
 
+def test_unnamed_dataset_is_trained_like_a_named_one(
+    weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The weights know cat and dog; classes 0 and 1 without names are neither of them."""
+    labels = {"train/a": BOX, "train/b": BOX, "val/x": BOX}
+    states, summaries = [], []
+    with caplog.at_level("INFO"):
+        for names in (("owl", "hedgehog"), None):
+            folder = tmp_path / f"{names}"
+            data = make_yolo_dataset(folder / "set", labels, names)
+            summaries.append(finetune(_config(data, weights, epochs=1), folder / "run").summary)
+            states.append(
+                [load_checkpoint(folder / "run" / name)[0] for name in ("start.safetensors", "best.safetensors")]
+            )
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+    assert [summary["classes"]["new"] for summary in summaries] == [["owl", "hedgehog"], ["class 0", "class 1"]]
+    assert summaries[1]["after"]["ap50"] == summaries[0]["after"]["ap50"]
+    assert "classes taken over from the weights: 0; new classes: 2 (class 0, class 1); classes of" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("new_classes", "kept", "new"),
+    [(None, ["Dog", "cat"], ["owl"]), (["dog"], ["cat"], ["Dog", "owl"]), ([], [], ["Dog", "cat", "owl"])],
+)
+def test_new_classes_with_names_of_old_classes(
+    new_classes: list[str] | None, kept: list[str], new: list[str], weights: Path, tmp_path: Path
+) -> None:
+    data = make_yolo_dataset(tmp_path / "set", {"train/a": BOX, "val/x": BOX}, ("Dog", "cat", "owl"))
+    config = _config(data, weights, new_classes=new_classes)
+    RunDir(tmp_path).save_config(config)
+    assert RunDir(tmp_path).load_config(FinetuneConfig) == config
+    origins = initialise_run(config, None).class_origins
+    assert (origins["kept"], origins["new"]) == (kept, new)
+
+
 def test_learning_rates_are_lower_without_new_classes(weights: Path, tmp_path: Path) -> None:
     lrs = []
     for names in (("dog", "hedgehog"), ("dog", "cat")):

@@ -244,7 +244,7 @@ def test_conversion_round_trip(weights: Path, tmp_path: Path, messages: list[str
 
 
 # The format of Darknet's data/coco.names: one name per line, in the order of the indices.
-@pytest.mark.parametrize("content", ["cat\ndog\n", "\ufeffcat\r\ndog", "cat \n\ndog\n\n"])
+@pytest.mark.parametrize("content", ["cat\ndog\n", "\ufeffcat\r\ndog", "cat \ndog\n\n"])
 def test_class_names_are_read_from_the_file_next_to_the_weights(weights: Path, content: str) -> None:
     weights.with_suffix(".names").write_bytes(content.encode())
     detector = load_detector(weights)
@@ -254,7 +254,9 @@ def test_class_names_are_read_from_the_file_next_to_the_weights(weights: Path, c
     assert load_detector(weights, classes=["hat", "fog"]).classes == ("hat", "fog")
 
 
-@pytest.mark.parametrize("content", ["cat\n", "cat\ncat\n", "cat\ndog\nfox\n", "", "\0" * (1 << 20) + "\n"])
+@pytest.mark.parametrize(
+    "content", ["cat\n", "cat\ncat\n", "cat\ndog\nfox\n", "cat\n\ndog\n", "", "\0" * (1 << 20) + "\n"]
+)
 def test_class_names_that_do_not_fit_the_weights_are_rejected(weights: Path, content: str) -> None:
     weights.with_suffix(".names").write_text(content)
     with pytest.raises(ChromaboxError, match=r"net\.names: .*expected (2 different names|class names of at most)"):

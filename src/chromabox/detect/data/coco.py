@@ -13,7 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chromabox.detect.data.dataset import SPLIT_NAME, DatasetBuilder, DetectionDataset, RawLabel, iter_files
+from chromabox.detect.data.dataset import (
+    DatasetBuilder,
+    DetectionDataset,
+    RawLabel,
+    check_class_names,
+    iter_files,
+    split_from_path,
+    split_role,
+)
 from chromabox.detect.data.image_index import ImageIndex
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import parse_json
@@ -36,7 +44,8 @@ def coco_files(folder: Path) -> list[Path]:
 def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
     """Read all labelled images in the files, which must have the same categories.
 
-    The split of a file is read from the end of its name (``val2017`` for instances_val2017.json) or is its folder name.
+    The split of a file is read from the end of its name (``val2017`` for instances_val2017.json) or is its folder's
+    name. If neither denotes a split, the folders of the images are used.
 
     Raise ChromaboxError if a file contains no valid COCO annotations, or if the categories of the files differ.
     """
@@ -47,19 +56,20 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
     for file in files:
         content = _load_json(file)
         try:
-            pairs = {(int(entry["id"]), str(entry["name"])) for entry in content["categories"]}
+            pairs = sorted({(int(entry["id"]), str(entry["name"])) for entry in content["categories"]})
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ChromaboxError(f"{file}: invalid categories; expected an id and a name for each category") from error
-        file_categories = dict(sorted(pairs))
+        file_categories = dict(pairs)
         if len(file_categories) < len(pairs):
             raise ChromaboxError(f"{file}: several categories have the same id; expected a different id for each name")
         if categories and file_categories != categories:
             raise ChromaboxError(
                 f"{file}: the categories differ from the categories in {files[0]}; expected the same in all files"
             )
+        check_class_names(list(file_categories.values()), file)
         categories = file_categories
-        names = (file.stem.replace("-", "_").split("_")[-1], file.stem, file.parent.name)
-        split = next((name for name in names if SPLIT_NAME.fullmatch(name)), "")
+        names = (file.stem.replace("-", "_").split("_")[-1], file.stem, split_from_path(file, root))
+        split = next(filter(split_role, names), "")
         splits[split] = None
         labels = _parse_annotations(content["annotations"], file, list(categories), builder)
         images = _group_images(content["images"], file, builder)
@@ -78,7 +88,7 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
             path = builder.pick_image(index.find(name, file, split, any_split=any_split), name, file)
             if path is not None:
                 size = entries[name].get("width"), entries[name].get("height")
-                builder.add_image(path, split, file, image_labels, size)
+                builder.add_image(path, split or split_from_path(path, root), file, image_labels, size)
         for label in itertools.chain(*labels.values()):
             builder.drop("label without picture", file, label.line, "no image has the image_id of this annotation")
     data = builder.build("coco", categories.values(), splits)

@@ -5,11 +5,13 @@ recorded as a `LabelIssue` with its file and line.
 """
 
 import contextlib
+import csv
 import math
 import os
 import re
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64, UInt8
 
 from chromabox.errors import ChromaboxError, UsageError
+from chromabox.io.atomic import read_bytes
 from chromabox.io.images import IMAGE_SUFFIXES, image_orientation, image_size
 
 RgbImage = UInt8[np.ndarray, "height width 3"]
@@ -38,11 +41,18 @@ IssueType = Literal[
     "missing picture",
     "damaged picture",
     "label without picture",
+    "picture without split",
+    "picture in several splits",
+    "other class names",
 ]
+SplitRole = Literal["train", "val", "test", ""]
 
 #: Number of pixels by which a box may extend beyond the image without an issue. This allows for rounding and for
 #: formats that count pixels from 1.
 BOX_EDGE_TOLERANCE = 1.0
+
+#: Maximum size of a text file with class names in bytes. A thousand names take about 10 kB.
+MAX_NAMES_BYTES = 1 << 20
 
 #: Boxes that cover at least this fraction of the image are reported as huge. They probably do not mark an object.
 HUGE_BOX_FRACTION = 0.995
@@ -106,7 +116,8 @@ class Sample:
 class DetectionDataset:
     """Labelled images, the class names, and the issues found in the files.
 
-    If `has_class_names` is False, `classes` are the class numbers as text. YOLO folders need not contain class names.
+    `splits` are the names of the splits as in the files, in the order of their roles (see `split_role`). If
+    `has_class_names` is False, `classes` are "class 0", "class 1", …; YOLO folders need not contain class names.
     `category_ids` are the ids of the classes in COCO files, and empty for other formats.
     """
 
@@ -119,18 +130,27 @@ class DetectionDataset:
     category_ids: tuple[int, ...] = ()
 
     def split(self, name: str) -> "DetectionDataset":
-        """Return the images of one split. Raise UsageError if the name is not in `splits`."""
-        if name not in self.splits:
+        """Return the images of one split, or of all splits with the same role as `name` if no split has this name.
+
+        Raise UsageError if there is no such split.
+        """
+        names = (name,) if name in self.splits else self.splits_for(split_role(name))
+        if not names or names == ("",):
             known = f"expected {', '.join(self.splits)}" if any(self.splits) else "the dataset has no splits"
             raise UsageError(f"split {name} is not in the dataset: {known}")
-        return replace(self, samples=tuple(sample for sample in self.samples if sample.split == name), splits=(name,))
+        return replace(self, samples=tuple(sample for sample in self.samples if sample.split in names), splits=names)
+
+    def splits_for(self, *roles: SplitRole) -> tuple[str, ...]:
+        """Return the names of the splits with these roles (see `split_role`)."""
+        return tuple(name for name in self.splits if split_role(name) in roles)
 
 
 def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[DetectionDataset, tuple[str, ...]]:
     """Replace the class indices of a dataset with the indices of a model's classes, which are matched by name.
 
-    The comparison ignores case and treats "_" and "-" as spaces. If the dataset has no class names, its class numbers
-    are used as the model's class indices. Labels of classes that the model lacks are dropped.
+    The comparison ignores case and treats "_" and "-" as spaces. If the dataset has no class names and the model has
+    not been trained on unnamed classes (``class 0``, …), the class numbers of the dataset are used as the model's class
+    indices. Labels of classes that the model lacks are dropped.
 
     Args:
         data: the dataset.
@@ -142,7 +162,7 @@ def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[Detec
     Raise ChromaboxError if the model has none of the dataset's classes, or if a class number is not
     an index of the model's classes.
     """
-    if not data.has_class_names:
+    if uses_class_numbers(data, classes):
         if len(data.classes) > len(classes):
             raise ChromaboxError(
                 f"the dataset has no class names and has class numbers up to {len(data.classes) - 1}; expected "
@@ -153,8 +173,8 @@ def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[Detec
     table = np.array([indices.get(normalise_name(name), -1) for name in data.classes], np.int64)
     if not (table >= 0).any():
         raise ChromaboxError(
-            f"the model has none of the dataset's classes ({_preview(data.classes)}): expected at least one of "
-            f"{_preview(classes)}"
+            f"the model has none of the dataset's classes ({list_names(data.classes)}): expected at least one of "
+            f"{list_names(classes)}"
         )
     samples = []
     for sample in data.samples:
@@ -162,6 +182,41 @@ def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[Detec
         samples.append(replace(sample, class_ids=new_ids).select(new_ids >= 0))
     unknown = tuple(name for name, index in zip(data.classes, table, strict=True) if index < 0)
     return replace(data, samples=tuple(samples), classes=tuple(classes), category_ids=()), unknown
+
+
+def uses_class_numbers(data: DetectionDataset, classes: Sequence[str]) -> bool:
+    """Return whether the classes of a dataset without names are matched to a model's classes by number."""
+    return not data.has_class_names and not set(data.classes) <= set(classes)
+
+
+def check_class_names(names: Sequence[str], source: Path) -> None:
+    """Raise ChromaboxError if a class name is empty, or if two names are equal or differ only as `normalise_name` does.
+
+    `source` is the file or folder with the names.
+    """
+    first_by_key: dict[str, str] = {}
+    for index, name in enumerate(names):
+        if not (key := normalise_name(name)):
+            raise ChromaboxError(f"{source}: class {index} has an empty name; expected a different name for each class")
+        if key in first_by_key:
+            raise ChromaboxError(
+                f"{source}: two classes have the names {first_by_key[key]!r} and {name!r}; expected different names "
+                "for each class, apart from case, spaces, “_” and “-”"
+            )
+        first_by_key[key] = name
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Return the lines of a text file with class names, or an empty list if the file contains labels of an image.
+
+    Raise ChromaboxError if the file is too large or is not UTF-8 text.
+    """
+    try:
+        text = read_bytes(path, "class names", MAX_NAMES_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ChromaboxError(f"{path}: is not UTF-8 text; expected one class name per line") from error
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    return [] if lines and LABEL_ROW.fullmatch(lines[0]) else lines
 
 
 def normalise_name(name: str) -> str:
@@ -174,8 +229,9 @@ def utf8_safe(text: object) -> str:
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
-def _preview(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def list_names(names: Sequence[str], count: int = 5) -> str:
+    """Return the first ``count`` names, separated by commas, and the number of the others."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 @dataclass(frozen=True)
@@ -391,11 +447,40 @@ class DatasetBuilder:
     def build(
         self, dataset_format: DatasetFormat, classes: Iterable[str], splits: Iterable[str], *, has_names: bool = True
     ) -> DetectionDataset:
-        """Return the dataset of the collected samples and issues."""
+        """Return the dataset of the collected samples and issues.
+
+        Images outside all splits are dropped if there is a training split: they could be test images. An issue is
+        recorded for each of these images, and for splits that share images.
+        """
         self._check_units(dataset_format)
         self._drop_ambiguous_images()
+        names = sorted({*filter(None, splits), *(sample.split for sample in self.samples)}, key=_split_order)
+        if "train" in map(split_role, names):
+            for sample in self.samples:
+                if not sample.split:
+                    reason = f"the image is in none of the splits {', '.join(filter(None, names))}"
+                    self.drop("picture without split", sample.path, None, reason)
+            self.samples = [sample for sample in self.samples if sample.split]
+            names = [name for name in names if name]
+        if len(names) > 1:
+            self._report_shared_images()
         samples, issues = tuple(self.samples), tuple(self.issues)
-        return DetectionDataset(samples, tuple(classes), tuple(splits), has_names, dataset_format, issues)
+        return DetectionDataset(samples, tuple(classes), tuple(names), has_names, dataset_format, issues)
+
+    def _report_shared_images(self) -> None:
+        """Record one issue for each group of splits that contain the same image files."""
+        splits: dict[str, dict[str, Path]] = {}
+        for sample in self.samples:
+            splits.setdefault(os.path.realpath(sample.path), {})[sample.split] = sample.path
+        shared: dict[tuple[str, ...], list[Path]] = {}
+        for paths in splits.values():
+            if len(paths) > 1:
+                shared.setdefault(tuple(sorted(paths, key=_split_order)), []).append(next(iter(paths.values())))
+        sizes = Counter(sample.split for sample in self.samples)
+        for names, images in shared.items():
+            counts = ", ".join(f"{len(images)} of {sizes[name]} in {name}" for name in names)
+            reason = f"the splits {' and '.join(names)} name the same images ({counts}); kept in each of them"
+            self.issues.append(LabelIssue("picture in several splits", images[0], None, reason, False))
 
 
 def _parse_size(values: tuple[object, object]) -> tuple[float, float] | None:
@@ -469,8 +554,32 @@ def default_class_names(num_classes: int) -> tuple[str, ...]:
     return COCO_CLASSES if num_classes == len(COCO_CLASSES) else tuple(f"class {index}" for index in range(num_classes))
 
 
-#: Pattern of the names of folders and lists that denote a split, for example train, val2017, test-dev and valid.
-SPLIT_NAME = re.compile(r"(train|val|valid|validation|test)([\d_-].*)?", re.IGNORECASE)
+#: Words in the names of folders, lists and files that denote a split, and the role of the split.
+_SPLIT_WORDS: dict[str, SplitRole] = {
+    **dict.fromkeys(("train", "training", "trainset", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+}
+#: Words in a name, for example obj, Train and data in obj_Train_data, or val in val2017.
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+#: Pattern of a line in a file with YOLO labels: at least five numbers.
+LABEL_ROW = re.compile(r"\s*([-+.\de]+\s+){4,}[-+.\de]+\s*", re.IGNORECASE)
+
+
+def split_role(name: str) -> SplitRole:
+    """Return the role of a split with this name: images for training, for validation, or for tests.
+
+    All commands use this rule: the name contains exactly one of the words train, training, trainset, trainval; val,
+    valid, validation, valset, eval, evaluation; test, testing, testset. Case is ignored. Examples are ``val2017``,
+    ``obj_Train_data`` and ``test-dev``. The role is "" if there is no such word, or words of different roles.
+    """
+    roles = {_SPLIT_WORDS[word.lower()] for word in _WORD.findall(name) if word.lower() in _SPLIT_WORDS}
+    return roles.pop() if len(roles) == 1 else ""
+
+
+def _split_order(name: str) -> tuple[int, str]:
+    """Return a key that sorts splits: images without a split first, then training, validation and test splits."""
+    return ["", "train", "val", "test"].index(split_role(name)), name
 
 
 def iter_files(folder: Path, suffixes: frozenset[str] | set[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
@@ -493,5 +602,71 @@ def _is_circular(top: str, name: str) -> bool:
 
 
 def split_from_path(path: Path, root: Path) -> str:
-    """Return the first folder name between `root` and `path` that denotes a split, or "" if there is none."""
-    return next((part for part in path.relative_to(root).parts[:-1] if SPLIT_NAME.fullmatch(part)), "")
+    """Return the folder name between `root` and `path` that denotes a split, or "" if there is none.
+
+    If there are several, the name with the fewest words is returned, for example ``test`` in ``train-01/test/a.jpg``.
+    """
+    names = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
+    return min(filter(split_role, names), key=lambda name: len(_WORD.findall(name)), default="")
+
+
+class SplitLists:
+    """Lists of the images of each split in a folder, such as ``ImageSets/Main/train.txt`` and ``test_labels.csv``.
+
+    The name of a list begins with the name of a split. A list contains a path or name without suffix as the first word
+    of each line, and a table contains file names in the column `filename`. Of VOC's lists, only those in ``Main`` are
+    for detection.
+    """
+
+    def __init__(self, root: Path) -> None:
+        lists = [path for path in iter_files(root, {".csv", ".txt"}) if split_role(_list_split(path))]
+        lists = [path for path in lists if path.parent.name == "Main"] or lists
+        # A list of the training and validation images together is used for images that are in no other list.
+        lists.sort(key=lambda path: "trainval" in path.stem.lower())
+        self._splits: dict[str, dict[str, None]] = {}
+        for path in lists:
+            for name in _read_list(path):
+                parts = Path(name.replace("\\", "/")).parts
+                for tail in ("/".join(parts[start:]) for start in range(len(parts))):
+                    found = self._splits.setdefault(_without_suffix(tail), {})
+                    if not found or "trainval" not in path.stem.lower():
+                        found[_list_split(path)] = None
+
+    def splits(self, image: Path, root: Path) -> list[str]:
+        """Return the splits whose lists contain an image, or else the split that a folder below `root` denotes.
+
+        A listed path denotes the image with which it has the longest common end.
+        """
+        parts = image.with_suffix("").parts
+        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        found = next((self._splits[tail] for tail in tails if tail in self._splits), {})
+        return list(found) or [split_from_path(image, root)]
+
+
+def _list_split(path: Path) -> str:
+    """Return the first word of the name of a list: ``train`` for train_labels.csv, and ``dog`` for dog_train.txt."""
+    return path.stem.split("_")[0]
+
+
+def _without_suffix(name: str) -> str:
+    """Return a name without the suffix of an image. Other dots belong to the name."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+
+def _read_list(path: Path) -> list[str]:
+    """Return the image names in a list or table, without repetitions. A file with YOLO labels contains no names.
+
+    Raise ChromaboxError if the file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            if path.suffix.lower() == ".csv":
+                names = [row.get("filename") or "" for row in csv.DictReader(file)]
+            else:
+                lines = [line.strip() for line in file if line.strip()]
+                names = [line if _without_suffix(line) != line else line.split()[0] for line in lines]
+                names = [] if lines and LABEL_ROW.fullmatch(lines[0]) else names
+    except (OSError, csv.Error) as error:
+        raise ChromaboxError(f"{path}: cannot be read as a list of images ({error}); expected image names") from error
+    return list(dict.fromkeys(filter(None, names)))

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 
-from chromabox.detect.data.dataset import SPLIT_NAME, iter_files, split_from_path
+from chromabox.detect.data.dataset import iter_files, split_from_path, split_role
 from chromabox.io.images import IMAGE_SUFFIXES
 
 
@@ -44,13 +44,11 @@ class ImageIndex:
             return [Path(literal)]
         is_image_name = declared.suffix.lower() in IMAGE_SUFFIXES
         stem = declared.stem if is_image_name else declared.name
-        split = next(filter(None, map(_split_of_folder, declared.parts[:-1])), split) or split_from_path(
-            source, self._root
-        )
+        split = split_from_path(Path(declared), Path()) or split or split_from_path(source, self._root)
         ranks: dict[Path, tuple[int, int, bool]] = {}
         for path in self._by_stem.get(_comparable(stem), ()):
             image_split = split_from_path(path, self._root)
-            is_other_split = bool(split and image_split) and _folder_key(split) != _folder_key(image_split)
+            is_other_split = bool(split and image_split) and split_role(split) != split_role(image_split)
             is_other_suffix = path.suffix.lower() != declared.suffix.lower()
             if (is_other_suffix and not any_suffix) or (is_other_split and not any_split):
                 continue
@@ -81,9 +79,5 @@ def _comparable(name: str) -> str:
 
 
 def _folder_key(name: str) -> str:
-    """Return the comparable name of a folder, or of the split that it denotes."""
-    return name[:3].lower() if SPLIT_NAME.fullmatch(name) else _comparable(name)
-
-
-def _split_of_folder(name: str) -> str:
-    return name if SPLIT_NAME.fullmatch(name) else ""
+    """Return the comparable name of a folder, or the role of the split that it denotes."""
+    return split_role(name) or _comparable(name)

@@ -1,7 +1,8 @@
 """Loading of detection datasets in three formats, which are detected automatically.
 
 * YOLO: `images/…` and `labels/…`, or a `.txt` file next to each image. Class names and splits are read from a `.yaml`
-  file if there is one, or from Darknet's `.data` file, which CVAT writes.
+  file, or from Darknet's `.data` file, which CVAT writes; otherwise from files such as `classes.txt`, and from lists or
+  folder names.
 * COCO: a `.json` file with images, annotations and categories.
 * Pascal VOC: an `.xml` file for each image. Splits are read from lists (`ImageSets/Main/train.txt`), tables
   (`train_labels.csv`) or folder names.
@@ -22,7 +23,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from chromabox.detect.data.coco import coco_files, read_coco
-from chromabox.detect.data.dataset import DetectionDataset, atomic_folder, split_from_path
+from chromabox.detect.data.dataset import COCO_CLASSES, DetectionDataset, atomic_folder, split_from_path
 from chromabox.detect.data.voc import read_voc, voc_files
 from chromabox.detect.data.yolo import find_yolo_yamls, read_yolo
 from chromabox.errors import ChromaboxError, UsageError
@@ -68,19 +69,21 @@ def load_detection_dataset(path: Path | str, split: str | None = None) -> Detect
         raise UsageError(
             f"{source}: unsupported file; expected a folder, a .zip, a .yaml or .data (YOLO) or a .json (COCO)"
         )
+    # COCO128 is published without class names.
+    default_names = COCO_CLASSES if source.name == "coco128" else ()
     if suffix == ".json":
         source = source.absolute()
         # The images of a file in a folder of annotations are next to this folder.
         is_annotation_folder = source.parent.name.lower() in ANNOTATION_FOLDERS
         data = read_coco(source.parent.parent if is_annotation_folder else source.parent, [source])
     elif suffix or descriptions:
-        data = read_yolo(source if suffix else descriptions[0])
+        data = read_yolo(source if suffix else descriptions[0], default_names)
     elif files := coco_files(source):
         data = read_coco(source, files)
     elif files := voc_files(source):
         data = read_voc(source, files)
     else:
-        data = read_yolo(source)
+        data = read_yolo(source, default_names)
     if not data.samples:
         first_issue = f"; the first issue is: {data.issues[0]}" if data.issues else ""
         raise ChromaboxError(f"{source}: contains no readable labelled images{first_issue}")

@@ -22,6 +22,7 @@ from chromabox.detect.data.dataset import (
     Sample,
     atomic_folder,
     format_labels,
+    split_role,
     utf8_safe,
 )
 from chromabox.detect.data.duplicates import DuplicatePair, find_duplicates, fingerprints
@@ -97,8 +98,9 @@ def validate_dataset(path: Path | str, *, show_progress: bool = False) -> Datase
     Raise the same errors as `load_detection_dataset`.
     """
     data = load_detection_dataset(path)
-    with progress_bar("checking", len(data.samples), unit="images", show=show_progress) as on_progress:
-        image_prints, errors = fingerprints([sample.path for sample in data.samples], on_progress)
+    paths = list(dict.fromkeys(sample.path for sample in data.samples))
+    with progress_bar("checking", len(paths), unit="images", show=show_progress) as on_progress:
+        image_prints, errors = fingerprints(paths, on_progress)
     damaged = [LabelIssue("damaged picture", path, None, f"{error}; dropped", True) for path, error in errors.items()]
     return DatasetReport(data, (*data.issues, *damaged), tuple(find_duplicates(image_prints)))
 
@@ -139,9 +141,10 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
         splits = dict.fromkeys(sample.split or "train" for sample in samples)
         description: dict[str, object] = {}
         for key in ("train", "val", "test"):
-            folders = [f"images/{split}" for split in splits if split.startswith(key)]
+            folders = [f"images/{split}" for split in splits if split_role(split) == key]
             if folders:
                 description[key] = folders[0] if len(folders) == 1 else folders
+        description["nc"] = len(data.classes)
         if data.has_class_names:
             description["names"] = dict(enumerate(data.classes))
         yaml_text = yaml.safe_dump(description, sort_keys=False, allow_unicode=True)
@@ -155,7 +158,7 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
 def _select_samples(dataset_report: DatasetReport) -> tuple[list[Sample], list[str]]:
     """Return the images to copy, without crowd boxes, and a line for each change."""
     samples = dataset_report.data.samples
-    in_train = {sample.path: sample.split.startswith("train") for sample in samples}
+    in_train = {sample.path: split_role(sample.split) == "train" for sample in samples}
     dropped: dict[Path, str] = {}
     for pair in dataset_report.duplicates:
         if pair.exact and pair.first not in dropped and pair.second not in dropped:

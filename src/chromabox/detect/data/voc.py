@@ -6,7 +6,6 @@ polygon is the bounding box of the polygon.
 """
 
 import contextlib
-import csv
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,15 +15,14 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from chromabox.detect.data.dataset import (
-    SPLIT_NAME,
     DatasetBuilder,
     DetectionDataset,
     LabelIssue,
     RawLabel,
+    SplitLists,
+    check_class_names,
     iter_files,
-    split_from_path,
 )
-from chromabox.errors import ChromaboxError
 from chromabox.detect.data.image_index import ImageIndex
 
 
@@ -46,8 +44,8 @@ def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
     are ignored.
     """
     index = ImageIndex(root)
-    split_lists = _read_split_lists(root)
-    annotations: list[tuple[Path, Element, str, list[tuple[int, str, Element]]]] = []
+    split_lists = SplitLists(root)
+    annotations: list[tuple[Path, Path | None, str, Element, list[tuple[int, str, Element]]]] = []
     builder = DatasetBuilder()
     for file in files:
         try:
@@ -56,18 +54,17 @@ def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
             # The encoding in the XML declaration can be unknown (LookupError) or a codec that is not for text.
             builder.drop("unreadable label", file, None, f"cannot be read as XML ({error})")
             continue
-        split = split_lists.get(file.stem, "") or split_from_path(file, root)
-        annotations.append((file, document, split, objects))
-    classes = sorted({name for *_, objects in annotations for _, name, _ in objects} - {""})
-    for file, document, split, objects in annotations:
         path = _find_image(file, document.findtext("filename", "").strip(), index, builder)
+        # Lists and folders can also refer to the annotation.
+        splits = (split_lists.splits(each, root) for each in (path, file) if each is not None)
+        annotations += [(file, path, split, document, objects) for split in next(filter(any, splits), [""])]
+    classes = sorted({name for *_, objects in annotations for _, name, _ in objects} - {""})
+    check_class_names(classes, root)
+    for file, path, split, document, objects in annotations:
         size = document.findtext("size/width"), document.findtext("size/height")
         if path is not None:
             builder.add_image(path, split, file, _iter_labels(objects, classes, file, builder), size)
-    # Training comes first, then validation, then test.
-    splits = sorted({split for _, _, split, _ in annotations})
-    splits.sort(key=lambda split: [not split.startswith(prefix) for prefix in ("train", "val", "test")])
-    return builder.build("voc", classes, splits)
+    return builder.build("voc", classes, [split for _, _, split, *_ in annotations])
 
 
 def _find_image(file: Path, name: str, index: ImageIndex, builder: DatasetBuilder) -> Path | None:
@@ -137,27 +134,3 @@ def _parse_xml(file: Path) -> tuple[Element, list[tuple[int, str, Element]]]:
         lines = [1] * len(objects)
     names = [element.findtext("name", "").strip() for element in objects]
     return root, list(zip(lines, names, objects, strict=True))
-
-
-def _read_split_lists(root: Path) -> dict[str, str]:
-    """Return the splits, keyed by image name without suffix. The first list or table with a name determines its split.
-
-    A table contains the image names in the column `filename`, and a list contains them as the first word of each line.
-    """
-    splits: dict[str, str] = {}
-    for path in iter_files(root, {".csv", ".txt"}):
-        split = path.stem.split("_")[0]
-        # VOC also has lists for each class (dog_train.txt). Only files whose names start with a split name are used.
-        if not SPLIT_NAME.fullmatch(split):
-            continue
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                try:
-                    names = [row.get("filename") for row in csv.DictReader(file)]
-                except csv.Error as error:
-                    raise ChromaboxError(f"{path}: cannot be read as CSV ({error}); expected image names") from error
-            else:
-                names = [line.split()[0] for line in file if line.strip()]
-        for name in filter(None, names):
-            splits.setdefault(Path(name).stem, split)
-    return splits

@@ -18,12 +18,17 @@ from typing import Any
 import yaml
 
 from chromabox.detect.data.dataset import (
+    LABEL_ROW,
     DatasetBuilder,
     DetectionDataset,
     LabelIssue,
     RawLabel,
+    SplitLists,
+    SplitRole,
+    check_class_names,
     iter_files,
-    split_from_path,
+    read_class_names,
+    split_role,
 )
 from chromabox.errors import ChromaboxError, escape_unprintable
 from chromabox.io.atomic import read_bytes
@@ -31,41 +36,46 @@ from chromabox.io.images import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-#: Maximum size of a .yaml file. Parsing this size takes a second. The names of a thousand classes take 30 kB.
+#: Maximum size of a .yaml file. Parsing this size takes a second.
 MAX_YAML_BYTES = 1 << 18
 #: Maximum number of classes of a dataset without class names. The dataset with the most classes, LVIS, has 1,203.
 MAX_UNNAMED_CLASSES = 2_000
 #: Maximum number of key points of a box.
 MAX_KEYPOINTS = 10_000
-#: Files with the class names, one per line, in datasets without a .yaml file.
-CLASS_NAME_FILES = ("classes.txt", "obj.names", "names.txt")
+#: Text files with the class names, one per line. Files with the suffix .names have the same contents.
+CLASS_NAME_FILES = ("classes.txt", "class_names.txt", "names.txt", "_darknet.labels")
 #: Text files that never contain labels.
 _NON_LABEL_FILES = {*CLASS_NAME_FILES, "readme.txt", "license.txt", "train.txt", "val.txt", "valid.txt", "test.txt"}
-#: Pattern of the first line of a file with labels: at least five numbers.
-_FIRST_LABEL = re.compile(r"\s*([-+.\de]+\s+){4,}[-+.\de]+\s*", re.IGNORECASE)
 
 
 def find_yolo_yamls(folder: Path) -> list[Path]:
-    """Return the .yaml files in a folder that describe a dataset. They have the key `train` or `val`."""
+    """Return the .yaml files in a folder that describe a dataset. They have a key for training or validation images."""
     found = []
-    for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+    for path in _find_yamls(folder):
         with contextlib.suppress(ChromaboxError):
-            if {"train", "val"} & _load_yaml(path).keys():
+            if {"train", "val"} & {role for role, _ in _split_entries(_load_yaml(path))}:
                 found.append(path)
     return found
 
 
-def read_yolo(source: Path) -> DetectionDataset:
+def read_yolo(source: Path, default_names: Sequence[str] = ()) -> DetectionDataset:
     """Read the dataset in a folder or described by a .yaml file.
 
-    Raise ChromaboxError if the folder contains no labels, or if the file does not describe a dataset.
+    The classes of a dataset without class names are `default_names`, or else "class 0", "class 1", ….
+
+    Raise ChromaboxError if the folder contains no labels, if the file does not describe a dataset, or if the class
+    names are invalid or contradictory.
     """
-    images, class_names, keypoint_shape = (*_find_images(source), None) if source.is_dir() else _read_yaml(source)
+    images, splits, keypoint_shape = (_find_images(source), [], None) if source.is_dir() else _read_yaml(source)
     builder = DatasetBuilder()
     files = {path: label_path(path) for _, path in images}
     images_by_file: dict[Path, list[Path]] = defaultdict(list)
     for path, file in files.items():
         images_by_file[file].append(path)
+    folders = {path.parent for path in (*files, *images_by_file)}
+    class_names, declared_count = _read_class_names(source, folders, builder)
+    class_names = class_names or list(default_names)
+    num_allowed = len(class_names) or declared_count or MAX_UNNAMED_CLASSES
     for split, path in images:
         file = files[path]
         if len(images_by_file[file]) > 1 and file.is_file():
@@ -73,18 +83,18 @@ def read_yolo(source: Path) -> DetectionDataset:
             reason = f"{path.name} has the same label file {file} as {others}; expected one image"
             builder.drop("ambiguous picture", path, None, reason)
             continue
-        labels = _read_labels(file, len(class_names) or MAX_UNNAMED_CLASSES, keypoint_shape, builder)
+        labels = _read_labels(file, num_allowed, keypoint_shape, builder)
         builder.add_image(path, split, file, labels)
     for path in iter_files(source, {".txt"}):  # There are no such files if ``source`` is a file.
         if path in images_by_file or path.name.lower() in _NON_LABEL_FILES:
             continue
         with path.open(encoding="utf-8", errors="replace") as stream:
-            if _FIRST_LABEL.fullmatch(stream.readline()):
+            if LABEL_ROW.fullmatch(stream.readline()):
                 builder.drop("label without picture", path, None, "no image has this name")
     num_classes = max((int(sample.class_ids.max(initial=-1)) for sample in builder.samples), default=-1) + 1
-    classes = class_names or [str(index) for index in range(num_classes)]
-    splits = dict.fromkeys(split for split, _ in images)
-    return builder.build("yolo", classes, splits, has_names=bool(class_names))
+    classes = class_names or [f"class {index}" for index in range(declared_count or num_classes)]
+    # A split that a .yaml file defines is kept even if it contains no images.
+    return builder.build("yolo", classes, [*splits, *(split for split, _ in images)], has_names=bool(class_names))
 
 
 def label_path(image_path: Path) -> Path:
@@ -149,16 +159,92 @@ def _read_labels(
             yield RawLabel(number, int(class_id), box, as_fractions=True)
 
 
-def _find_images(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Return the images in a folder with their splits, and the class names in ``classes.txt`` or a similar file."""
-    images = [(split_from_path(path, folder), path) for path in iter_files(folder)]
+def _find_images(folder: Path) -> list[tuple[str, Path]]:
+    """Return the images in a folder with their splits, which are defined by lists or by the names of folders."""
+    lists = SplitLists(folder)
+    images = [(split, path) for path in iter_files(folder) for split in lists.splits(path, folder)]
     if not any(label_path(path).is_file() for _, path in images):
         raise ChromaboxError(
             f"{folder}: contains no labels in a known format; expected YOLO .txt files next to the images or in "
             "labels/, COCO .json files, or Pascal VOC .xml files"
         )
-    paths = [parent / name for name in CLASS_NAME_FILES for parent in (folder, folder / "labels")]
-    return images, next((names for path in paths if path.is_file() and (names := _read_lines(path))), [])
+    return images
+
+
+def _read_class_names(source: Path, image_folders: set[Path], builder: DatasetBuilder) -> tuple[list[str], int]:
+    """Return the class names, if there are any, and the number of classes if a .yaml file declares it, otherwise 0.
+
+    The names are read from the .yaml file `source` or the .yaml files in the folder `source`, and from the text files
+    described at CLASS_NAME_FILES in `image_folders` (those of the images and labels) and in their parent folders up to
+    `source`.
+    Names in the .yaml file `source` take precedence. An issue is recorded for each file with other names.
+
+    Raise ChromaboxError if names are invalid, if their number is not the declared number of classes, or if files
+    without precedence contain different names.
+    """
+    folder, yamls = (source, _find_yamls(source)) if source.is_dir() else (source.parent, [source])
+    found: dict[Path, list[str]] = {}
+    counts: dict[Path, int] = {}
+    for path in yamls:
+        content = _load_yaml(path)
+        found[path] = _yaml_class_names(path, content)
+        # In a folder, other .yaml files with nc and without names are descriptions of networks.
+        if (found[path] or path == source) and (count := _yaml_class_count(path, content)):
+            counts[path] = count
+    parents = {parent for each in image_folders for parent in each.parents if parent.is_relative_to(folder)}
+    for each in sorted(filter(os.path.isdir, {folder, *image_folders, *parents})):
+        files = [name for name in os.listdir(each) if name.lower() in CLASS_NAME_FILES or name.endswith(".names")]
+        found |= {each / name: read_class_names(each / name) for name in sorted(files)}
+    found = {path: names for path, names in found.items() if names}
+    names_path, names = next(iter(found.items()), (source, []))
+    for path, other_names in found.items():
+        check_class_names(other_names, path)
+        if other_names != names:
+            reason = f"the class names ({', '.join(other_names)[:100]}) differ from those in {names_path}"
+            if names_path != source:
+                raise ChromaboxError(
+                    f"{path}: {reason} ({', '.join(names)[:100]}); expected the same names in all files"
+                )
+            builder.issues.append(LabelIssue("other class names", path, None, f"{reason}, which are used", False))
+    for path, count in counts.items():
+        if names and count != len(names):
+            raise ChromaboxError(
+                f"{path}: {_count_key(path)} is {count}, but {names_path} contains {len(names)} class names; expected "
+                "equal numbers"
+            )
+    return names, counts.get(source, 0)
+
+
+def _yaml_class_names(path: Path, content: dict[str, Any]) -> list[str]:
+    """Return the class names in the contents of a .yaml file, or in the text file that they name."""
+    names = content.get("names") or []
+    if isinstance(names, str):
+        found = _find_path(names, [path.parent, path.parent.parent], path)
+        if found is None or not found.is_file():
+            raise ChromaboxError(
+                f"{path}: names: {names[:100]} does not exist; expected a list of names, or a text file"
+            )
+        return read_class_names(found)
+    if isinstance(names, dict) and set(names) == set(map(str, range(len(names)))):
+        names = [names[str(index)] for index in range(len(names))]
+    if not isinstance(names, list) or any(isinstance(name, dict | list) for name in names):
+        raise ChromaboxError(f"{path}: names: expected a list of different names, or a name for each class index")
+    return names
+
+
+def _count_key(path: Path) -> str:
+    """Return the key of the number of classes in a .yaml or .data file."""
+    return "classes" if path.suffix.lower() == ".data" else "nc"
+
+
+def _yaml_class_count(path: Path, content: dict[str, Any]) -> int:
+    """Return the number of classes in the contents of a .yaml file, or 0 if it contains none."""
+    count = content.get("nc") or "0"
+    if content.get("nc") and not (isinstance(count, str) and re.fullmatch(r"0*[1-9]\d{0,3}", count)):
+        raise ChromaboxError(
+            f"{path}: {_count_key(path)} is {str(count)[:20]}; expected a number of classes from 1 to 9999"
+        )
+    return int(count)
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -167,9 +253,14 @@ def _read_lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[str], tuple[int, int] | None]:
-    """Return the images that a .yaml file describes, with their splits, the class names, and `kpt_shape`, if any."""
+def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[SplitRole], tuple[int, int] | None]:
+    """Return the images that a .yaml file describes, with the roles of their splits, all roles, and `kpt_shape`."""
     content = _load_yaml(yaml_path)
+    split_entries = _split_entries(content)
+    if not split_entries:
+        raise ChromaboxError(
+            f"{yaml_path}: does not describe a dataset; expected train: or val: with a folder of images"
+        )
     # The text of a nested list with YAML aliases could be very long.
     if isinstance(content.get("path"), dict | list):
         raise ChromaboxError(f"{yaml_path}: path: expected the path of a folder")
@@ -179,19 +270,14 @@ def _read_yaml(yaml_path: Path) -> tuple[list[tuple[str, Path]], list[str], tupl
     if not any(os.path.isdir(root) for root in (roots[0], roots[2])):
         _log_moved(yaml_path, Path(base), yaml_path.parent)
     images: list[tuple[str, Path]] = []
-    for split in ("train", "val", "test"):
-        entries = content.get(split) or []
+    for split, key in split_entries:
+        entries = content[key]
         for entry in entries if isinstance(entries, list) else [entries]:
-            if isinstance(entry, dict | list):
-                raise ChromaboxError(f"{yaml_path}: {split}: expected the path of a folder, or a list of paths")
-            images += [(split, path) for path in _resolve_entry(str(entry), roots, yaml_path, split)]
-    names = content.get("names")
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[index] for index in range(len(names))]
-    is_list = isinstance(names, list) and not any(isinstance(name, dict | list) for name in names)
-    if names is not None and (not is_list or not names or len(set(map(str, names))) < len(names)):
-        raise ChromaboxError(f"{yaml_path}: names: expected a list of different names, or a name for each class index")
-    return list(dict.fromkeys(images)), [str(name) for name in names or ()], _keypoint_shape(content, yaml_path)
+            if not isinstance(entry, str):
+                raise ChromaboxError(f"{yaml_path}: {key}: expected the path of a folder, or a list of paths")
+            images += [(split, path) for path in _resolve_entry(entry, roots, yaml_path, key)]
+    roles = [role for role, _ in split_entries]
+    return list(dict.fromkeys(images)), roles, _keypoint_shape(content, yaml_path)
 
 
 def _keypoint_shape(content: dict[str, Any], yaml_path: Path) -> tuple[int, int] | None:
@@ -202,76 +288,81 @@ def _keypoint_shape(content: dict[str, Any], yaml_path: Path) -> tuple[int, int]
     shape = content.get("kpt_shape")
     if shape is None:
         return None
-    if not isinstance(shape, list) or len(shape) != 2 or not all(type(number) is int for number in shape):
-        shape = [0, 0]
-    if not (1 <= shape[0] <= MAX_KEYPOINTS and shape[1] in (2, 3)):
+    is_valid = isinstance(shape, list) and all(re.fullmatch(r"0*[1-9]\d{0,4}", str(number)) for number in shape)
+    numbers = list(map(int, shape)) if is_valid else []
+    if not (len(numbers) == 2 and numbers[0] <= MAX_KEYPOINTS and numbers[1] in (2, 3)):
         raise ChromaboxError(
             f"{yaml_path}: kpt_shape: expected the number of key points (1 to {MAX_KEYPOINTS}), and 2 or 3 values for "
             "each, as in [17, 3]"
         )
-    return shape[0], shape[1]
+    return numbers[0], numbers[1]
 
 
-class _BoundedLoader(yaml.SafeLoader):
-    """Loader of .yaml files whose time and memory are proportional to the size of the file.
+def _split_entries(content: dict[str, Any]) -> list[tuple[SplitRole, str]]:
+    """Return the role and the key of each split in the contents of a .yaml file, in the order of the roles.
 
-    References to lists and mappings are rejected, because nested references describe exponentially many values. Numbers
-    of many digits are rejected, because their conversion takes quadratic time.
+    A key is a single word, such as train, val, valid or Test. Settings of other programs, which have the value true or
+    false, are not splits.
+    """
+    keys = [key for key, value in content.items() if key.isalpha() and str(value)[:5].lower() not in ("true", "false")]
+    roles: tuple[SplitRole, ...] = ("train", "val", "test")
+    return [(role, key) for role in roles for key in keys if split_role(key) == role]
+
+
+def _find_yamls(folder: Path) -> list[Path]:
+    """Return the .yaml files in a folder."""
+    return sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+
+
+class _BoundedLoader(yaml.BaseLoader):
+    """YAML loader that keeps all values as text, because yes, no and 1.10 are names. Repeated keys are errors.
+
+    Time and memory are proportional to the size of the file: references to lists and mappings are rejected, because
+    nested references describe exponentially many values.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Return the next node. Raise YAMLError for a reference to a list or mapping, and for a long number."""
+        """Return the next node. Raise YAMLError for a reference to a list or mapping."""
         is_reference = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
         if is_reference and not isinstance(node, yaml.ScalarNode):
             raise yaml.YAMLError(f"line {self.line + 1}: references (*) to lists and mappings are not supported")
-        if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and len(node.value) > 100:
-            raise yaml.YAMLError(f"line {self.line + 1}: a number has {len(node.value)} characters")
         return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping. Raise ConstructorError if a key is repeated."""
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a key is repeated", node.start_mark)
+        return mapping
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a .yaml or .data file. Raise ChromaboxError if the file does not describe a dataset."""
+    """Return the mapping in a .yaml or .data file, with all values as text, or an empty mapping if there is none.
+
+    Keys without a value are omitted. Raise ChromaboxError if the file cannot be read.
+    """
     encoded = read_bytes(path, "a dataset description", MAX_YAML_BYTES)
     if path.suffix.lower() == ".data":
-        return _parse_darknet_data(encoded.decode("utf-8-sig", "replace"), path)
+        return _parse_darknet_data(encoded.decode("utf-8-sig", "replace"))
     try:
-        content = yaml.load(encoded.decode(), _BoundedLoader)
+        content = yaml.load(encoded.decode("utf-8-sig"), _BoundedLoader)
     except Exception as error:  # The parser raises many types of errors, for example for an invalid date or number.
         raise ChromaboxError(
             f"{path}: cannot be read as YAML ({' '.join(str(error).split())[:300]}); expected a dataset description"
         ) from error
-    if not isinstance(content, dict) or not {"train", "val", "test"} & content.keys():
-        raise ChromaboxError(f"{path}: does not describe a dataset; expected train: or val: with a folder of images")
-    return content
+    content = content if isinstance(content, dict) else {}
+    return {key: value for key, value in content.items() if value not in ("", "null", "~", [], {})}
 
 
-def _parse_darknet_data(text: str, path: Path) -> dict[str, Any]:
+def _parse_darknet_data(text: str) -> dict[str, str]:
     """Return the contents of Darknet's .data file (lines "key = value") as those of a .yaml file.
 
-    CVAT also writes such files. Raise ChromaboxError if the file does not describe a dataset.
+    CVAT also writes such files. Keys that describe no dataset, such as `eval` and `backup`, are omitted.
     """
     pairs = [line.partition("=") for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    values = {key.strip(): value.strip() for key, _, value in pairs}
-    content: dict[str, Any] = {
-        role: values[key]
-        for key, role in (("train", "train"), ("valid", "val"), ("val", "val"), ("test", "test"))
-        if values.get(key)
-    }
-    if not content:
-        raise ChromaboxError(f"{path}: does not describe a dataset; expected train = or valid = with a list of images")
-    if values.get("names"):
-        found = _find_path(values["names"], [path.parent, path.parent.parent], path)
-        if found is None or not found.is_file():
-            raise ChromaboxError(f"{path}: names: {values['names'][:100]} does not exist; expected a file with names")
-        content["names"] = _read_lines(found)
-        count = values.get("classes", "")
-        if count and count != str(len(content["names"])):
-            raise ChromaboxError(
-                f"{path}: classes is {count[:20]}, but {found} contains {len(content['names'])} names; expected the "
-                "same number"
-            )
-    return content
+    keys = {"train": "train", "valid": "valid", "val": "val", "test": "test", "names": "names", "classes": "nc"}
+    return {keys[key.strip()]: value.strip() for key, _, value in pairs if key.strip() in keys and value.strip()}
 
 
 def _resolve_entry(entry: str, roots: Sequence[Path], source: Path, split: str) -> list[Path]:

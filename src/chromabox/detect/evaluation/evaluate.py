@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from chromabox.detect.data.dataset import DetectionDataset, remap_classes, utf8_safe
+from chromabox.detect.data.dataset import (
+    DetectionDataset,
+    SplitRole,
+    remap_classes,
+    uses_class_numbers,
+    utf8_safe,
+)
 from chromabox.detect.data.duplicates import find_duplicates, fingerprints
 from chromabox.detect.data.validate import MIN_BOXES_PER_CLASS
 from chromabox.detect.evaluation import metrics
@@ -109,6 +115,8 @@ def evaluate_detector(
     """
     remapped, unknown = remap_classes(data, detector.classes)
     warnings: list[str] = []
+    if uses_class_numbers(data, detector.classes):
+        warnings.append("the dataset has no class names; its class numbers are used as those of the model")
     if unknown:
         num_boxes, num_known = (sum(len(sample.boxes) for sample in each.samples) for each in (data, remapped))
         names = ", ".join(unknown)
@@ -161,9 +169,14 @@ def evaluate_predictions(
 
 
 def default_split(data: DetectionDataset) -> str | None:
-    """Return the default split for evaluation: the validation split, else the test split, else None (all images)."""
-    names = [name for prefix in ("val", "test") for name in data.splits if name.startswith(prefix)]
-    return names[0] if names else None
+    """Return the default split for evaluation: the validation split, else the test split, else None (all images).
+
+    If several splits have this role, the role is returned, which denotes all of them.
+    """
+    roles: tuple[SplitRole, ...] = ("val", "test")
+    role = next((role for role in roles if data.splits_for(role)), None)
+    names = () if role is None else data.splits_for(role)
+    return names[0] if len(names) == 1 else role
 
 
 def find_leaks(data: DetectionDataset, split: str, *, max_images: int = 5000) -> list[tuple[Path, Path]]:
@@ -172,9 +185,10 @@ def find_leaks(data: DetectionDataset, split: str, *, max_images: int = 5000) ->
     The result is empty for a dataset with more than ``max_images`` images, because the check would take minutes.
     ``chromabox data check`` has no such limit.
     """
-    splits = {sample.path: sample.split for sample in data.samples}
-    if len(data.splits) < 2 or len(splits) > max_images:
+    paths = list(dict.fromkeys(sample.path for sample in data.samples))
+    if len(data.splits) < 2 or len(paths) > max_images:
         return []
-    pairs = [(pair.first, pair.second) for pair in find_duplicates(fingerprints(list(splits))[0])]
-    leaks = [(first, second) for first, second in pairs if (splits[first] == split) != (splits[second] == split)]
-    return [(first, second) if splits[first] == split else (second, first) for first, second in leaks]
+    chosen = {sample.path for sample in data.split(split).samples}
+    pairs = [(pair.first, pair.second) for pair in find_duplicates(fingerprints(paths)[0])]
+    leaks = [(first, second) for first, second in pairs if (first in chosen) != (second in chosen)]
+    return [(first, second) if first in chosen else (second, first) for first, second in leaks]

@@ -5,9 +5,9 @@
 
 import itertools
 import logging
-import shutil
 import os
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing

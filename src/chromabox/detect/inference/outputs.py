@@ -26,7 +26,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageColor, ImageDraw
 
 from chromabox.detect.boxes import Pixels, xyxy_to_cxcywh, xyxy_to_xywh
-from chromabox.detect.data.dataset import COCO_CLASSES, format_labels, split_from_path
+from chromabox.detect.data.dataset import COCO_CLASSES, format_labels, split_from_path, split_role
 from chromabox.detect.detections import Detections
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import atomic_write
@@ -249,9 +249,8 @@ def write_yolo_description(folder: Path, images: Sequence[Path], classes: Sequen
     """
     lists: dict[str, list[str]] = {}
     for image in images:
-        name = split_from_path(image, folder).lower()
-        split = next((split for split in YOLO_SPLITS if split in name), "train")
-        lists.setdefault(split, []).append(f"./{image.relative_to(folder).as_posix()}\n")
+        role = split_role(split_from_path(image, folder)) or "train"
+        lists.setdefault(role, []).append(f"./{image.relative_to(folder).as_posix()}\n")
     for split, lines in lists.items():
         write_text(folder / f"{split}.txt", "".join(lines), "surrogateescape")
     description = {split: f"{split}.txt" for split in YOLO_SPLITS if split in lists} | {"names": list(classes)}

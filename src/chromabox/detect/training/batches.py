@@ -6,6 +6,7 @@ of the boxes [boxes, 6] contains the index of the image in the batch, the class,
 fractions of the input size.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -103,18 +104,30 @@ def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) ->
         num_held_out = len(data.split(split).samples)
         warnings.append(f"no validation split; images held out for validation: {num_held_out} of {len(data.samples)}")
     val = data.split(split)
-    names = tuple(name for name in data.splits if not name.startswith(("val", "test")))
+    names = data.splits_for("train", "")
     train = replace(data, samples=tuple(sample for sample in data.samples if sample.split in names), splits=names)
+    train = _without_test_images(train, data, warnings)
     if not any(len(sample.boxes) for sample in train.samples):
         raise UsageError(
             f"no labelled training images in the splits {', '.join(data.splits)}: "
-            "expected at least one image with boxes in a split other than val and test"
+            "expected at least one image with boxes outside the validation and test splits"
         )
     warnings += [*_warn_leakage(train, val, find_duplicates(prints)), *_warn_few_training_boxes(train)]
     if not early_stopping:
         return DataSplits(train, None, val, tuple(warnings))
     parts = train_val_split(train, val_fraction=EARLY_STOPPING_FRACTION, seed=seed)
     return DataSplits(parts.split("train"), parts.split("val"), val, tuple(warnings))
+
+
+def _without_test_images(train: DetectionDataset, data: DetectionDataset, warnings: list[str]) -> DetectionDataset:
+    """Return the training images that are not also named by a test split. Add a warning about the other images."""
+    if not (test := data.splits_for("test")):
+        return train
+    test_paths = {os.path.realpath(sample.path) for sample in data.samples if sample.split in test}
+    samples = tuple(sample for sample in train.samples if os.path.realpath(sample.path) not in test_paths)
+    if num_excluded := len(train.samples) - len(samples):
+        warnings.append(f"training images that are also test images: {num_excluded}; not used for training")
+    return replace(train, samples=samples)
 
 
 def _warn_leakage(train: DetectionDataset, val: DetectionDataset, duplicates: Sequence[DuplicatePair]) -> list[str]:

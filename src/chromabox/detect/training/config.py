@@ -25,5 +25,7 @@ class FinetuneConfig(RunConfig):
     """Maximum memory in GB for all feature caches. Caches that do not fit are memory-mapped files in the run folder."""
     cache_precision: CachePrecision = "float16"
     keep_old_classes: bool = False
+    new_classes: list[str] | None = None
+    """Classes of the dataset that are new although the weights have a class of this name. []: all classes."""
     retention_data: str | None = None
     """Labelled dataset on which AP50 of the original classes is measured before and after fine-tuning."""

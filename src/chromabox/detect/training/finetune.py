@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from chromabox.detect.data.augment import letterbox_sample
-from chromabox.detect.data.dataset import DetectionDataset, normalise_name, remap_classes
+from chromabox.detect.data.dataset import DetectionDataset, list_names, normalise_name, remap_classes
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.evaluation.bootstrap import paired_difference
 from chromabox.detect.evaluation.evaluate import (
@@ -106,6 +106,24 @@ class FinetuneJob:
     def __str__(self) -> str:
         return f"{self.freeze_report}\n{len(self.samples):,} training images"
 
+    def describe_classes(self) -> str:
+        """Return a line with the classes that are taken over from the initial weights, and those that are new."""
+        kept, new, dropped = (
+            f"{len(names)}{f' ({list_names(names, 20)})' if names else ''}"
+            for names in self.initial.class_origins.values()
+        )
+        return (
+            f"classes taken over from the weights: {kept}; new classes: {new}; classes of the weights that are "
+            f"dropped: {dropped}; factor of the learning rates: {self.lr_scale:g}"
+        )
+
+    @property
+    def lr_scale(self) -> float:
+        """Factor of the learning rates, which are lower for classes that the initial weights already detect."""
+        if not self.initial.num_new_classes:
+            return self.config.recipe.lr_scale_same_classes
+        return self.config.recipe.lr_scale_added_classes if self.config.keep_old_classes else 1.0
+
     def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
         """Return a function that computes the loss of a model on a fixed batch of the first training images."""
         views = [self.samples.sample(0, index) for index in range(min(_NUM_PROBE_IMAGES, len(self.samples)))]
@@ -135,10 +153,7 @@ class FinetuneJob:
         """
         config, recipe, splits = self.config, self.config.recipe, self.initial.splits
         runtime.prepare(self.model)
-        if not self.initial.num_new_classes:
-            recipe = scale_lr(recipe, recipe.lr_scale_same_classes)
-        elif config.keep_old_classes:
-            recipe = scale_lr(recipe, recipe.lr_scale_added_classes)
+        recipe = scale_lr(recipe, self.lr_scale)
         with ExitStack() as self.caches:
             monitored = "val_ap50_missing" if splits.early_stopping is not None else None
             self.validator = monitor = self._make_validator(run.path / "cache-val", splits.val, runtime.threads)
@@ -222,6 +237,7 @@ class FinetuneJob:
             "recipe": config.recipe.name,
             "seed": config.seed,
             "size": config.size,
+            "classes": self.initial.class_origins,
             "frozen": self.freeze_report.as_json(),
             "epochs": int(records[-1]["epoch"]),
             "seconds_per_epoch": round(float(np.median(seconds)), 3),
@@ -265,6 +281,7 @@ def finetune(
     for warning in initial.splits.warnings:
         log.warning(warning)
     job = FinetuneJob(config, initial, retention_data)
+    log.info(job.describe_classes())
     # torch.compile has no effect: training calls DarknetModel.forward_from, not forward.
     options = replace(options or RuntimeOptions(), compile="off")
     summary = run_training(job, RunDir(folder), options=options, resume=resume, callbacks=callbacks)

@@ -36,7 +36,14 @@ class InitialState:
     @property
     def num_new_classes(self) -> int:
         """Number of classes on which the initial weights were not trained."""
-        return len(self.detector.metadata.get("surgery", {}).get("new", ()))
+        return len(self.class_origins["new"])
+
+    @property
+    def class_origins(self) -> dict[str, list[str]]:
+        """Names of the classes that are "kept" from the initial weights, of the "new" classes, and of the weights'
+        "dropped" classes."""
+        origins = self.detector.metadata.get("surgery", {"kept": list(self.detector.classes)})
+        return {name: list(origins.get(name, ())) for name in ("kept", "new", "dropped")}
 
 
 def initialise_run(config: FinetuneConfig, resume_folder: Path | None) -> InitialState:
@@ -52,9 +59,12 @@ def initialise_run(config: FinetuneConfig, resume_folder: Path | None) -> Initia
         if not value >= 0:
             raise UsageError(f"{option} is {value}: expected at least 0")
     data = load_detection_dataset(config.data)
-    if data.has_class_names and resume_folder is None:
+    if resume_folder is None:
         prior = config.recipe.new_class_prior
-        detector = replace_heads(detector, data.classes, config.keep_old_classes, max_prior=prior)
+        new_classes = data.classes if config.new_classes == [] else config.new_classes or ()
+        detector = replace_heads(
+            detector, data.classes, config.keep_old_classes, new_classes=new_classes, max_prior=prior
+        )
         if data.category_ids and detector.classes == data.classes:
             detector = replace(detector, metadata={**detector.metadata, "category_ids": list(data.category_ids)})
     data, _ = remap_classes(data, detector.classes)

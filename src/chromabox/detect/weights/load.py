@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from chromabox.detect.data.dataset import default_class_names
+from chromabox.detect.data.dataset import default_class_names, read_class_names
 from chromabox.detect.models.architecture import (
     DARKNET,
     LAYER_TYPES,
@@ -52,7 +52,7 @@ from chromabox.engine.darknet_weights import (
     write_darknet_weights,
 )
 from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.atomic import parse_json, read_bytes
+from chromabox.io.atomic import parse_json
 from chromabox.io.http import Progress
 
 #: Architectures by name, as functions of the number of classes and the variant of the weights.
@@ -62,8 +62,6 @@ ARCHITECTURES: dict[str, Callable[[int, Variant], Architecture]] = {
 }
 #: Maximum number of classes that is inferred from the number of values in a file.
 MAX_CLASSES = 1000
-#: Maximum size of a file with class names in bytes. A thousand names take about 10 kB.
-MAX_NAMES_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -298,8 +296,7 @@ def _load_file(
 
 def _read_names(path: Path, num_classes: int) -> tuple[str, ...]:
     """Return the class names in a Darknet .names file, one per line. Raise ChromaboxError unless they fit the model."""
-    text = read_bytes(path, "class names", MAX_NAMES_BYTES).decode("utf-8-sig", "replace")
-    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    names = tuple(read_class_names(path))
     if len(names) != num_classes or len(set(names)) != num_classes:
         raise ChromaboxError(
             f"{path}: contains {len(names)} class names, {len(set(names))} of them different; expected {num_classes} "

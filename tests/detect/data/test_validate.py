@@ -66,6 +66,6 @@ def test_report_is_converted_to_json(report: DatasetReport) -> None:
 
 
 def test_dataset_with_only_huge_boxes_is_valid(tmp_path: Path) -> None:
-    report = validate_dataset(make_yolo_dataset(tmp_path, {"train/a": DOG, "val/b": "0 0.5 0.5 1 1\n"}))
+    report = validate_dataset(make_yolo_dataset(tmp_path, {"train/a": DOG, "val/b": "1 0.5 0.5 1 1\n"}))
     assert report.is_valid
     assert report.issue_counts == {"huge box": 1}

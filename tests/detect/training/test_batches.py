@@ -97,7 +97,7 @@ def test_dataset_without_validation_split_holds_out_a_fifth(tmp_path: Path) -> N
 
 def test_dataset_without_labelled_training_images_is_rejected(tmp_path: Path) -> None:
     dataset = make_yolo_dataset(tmp_path, {"train/a": "", "val/x": BOX}, CLASS_NAMES)
-    with pytest.raises(UsageError, match="no labelled training images in the splits train, val"):
+    with pytest.raises(UsageError, match="no labelled training images: expected at least one image with boxes outside"):
         split_dataset(load_detection_dataset(dataset), 0, early_stopping=False)
 
 

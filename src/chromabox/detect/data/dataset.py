@@ -144,8 +144,8 @@ def remap_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[Detec
     table = np.array([indices.get(normalise_name(name), -1) for name in data.classes], np.int64)
     if not (table >= 0).any():
         raise ChromaboxError(
-            f"the model has none of the dataset's classes ({_preview(data.classes)}): expected at least one of "
-            f"{_preview(classes)}"
+            f"the model has none of the dataset's classes ({preview(data.classes)}): expected at least one of "
+            f"{preview(classes)}"
         )
     samples = []
     for sample in data.samples:
@@ -165,7 +165,8 @@ def utf8_safe(text: object) -> str:
     return str(text).encode("utf-8", "backslashreplace").decode()
 
 
-def _preview(names: Sequence[str]) -> str:
+def preview(names: Sequence[str]) -> str:
+    """Return at most five names, and the number of further names."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
@@ -234,6 +235,8 @@ class DatasetBuilder:
     def __init__(self) -> None:
         self.samples: list[Sample] = []
         self.issues: list[LabelIssue] = []
+        self.class_ids: set[int] = set()
+        """Class numbers in YOLO labels, including those without a name."""
 
     def drop(self, issue_type: IssueType, path: Path, line: int | None, reason: object) -> None:
         """Record a label or image that is dropped."""

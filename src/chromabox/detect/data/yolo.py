@@ -57,6 +57,8 @@ def read_yolo(source: Path) -> DetectionDataset:
     for split, path in images:
         labels = _read_labels(label_path(path), len(class_names) or MAX_UNNAMED_CLASSES, builder)
         builder.add_image(path, split, label_path(path), labels)
+    issue = _class_numbers_issue(builder.class_ids, len(class_names), source)
+    builder.issues[:0] = [] if issue is None else [issue]
     known = {label_path(path) for _, path in images}
     for path in iter_files(source, {".txt"}):  # There are no such files if ``source`` is a file.
         if path in known or path.name.lower() in _NON_LABEL_FILES:
@@ -68,6 +70,17 @@ def read_yolo(source: Path) -> DetectionDataset:
     classes = class_names or [str(index) for index in range(num_classes)]
     splits = dict.fromkeys(split for split, _ in images)
     return builder.build("yolo", classes, splits, has_names=bool(class_names))
+
+
+def _class_numbers_issue(class_ids: set[int], num_names: int, source: Path) -> LabelIssue | None:
+    """Return an issue if the class numbers in the labels seem to be counted from 1 instead of 0, or None."""
+    if not num_names or 0 in class_ids or max(class_ids, default=-1) != num_names:
+        return None
+    message = (
+        f"no label has class 0, and the highest class is {num_names}, the number of names; if the classes are counted "
+        f"from 1, all boxes have wrong names; expected 0 to {num_names - 1}"
+    )
+    return LabelIssue("unknown class", source, None, message, False)
 
 
 def label_path(image_path: Path) -> Path:
@@ -112,9 +125,11 @@ def _read_labels(source: Path, num_classes: int, builder: DatasetBuilder) -> Ite
             reason = f"{words[0][:60]} is not a class number; expected a non-negative integer"
             builder.drop("unknown class", source, number, reason)
         elif class_id >= num_classes:
+            builder.class_ids.add(int(class_id))
             reason = f"class {words[0][:60]} is not defined; expected 0 to {num_classes - 1}"
             builder.drop("unknown class", source, number, reason)
         else:
+            builder.class_ids.add(int(class_id))
             xs, ys = coordinates[::2], coordinates[1::2]
             box = (min(xs), min(ys), max(xs), max(ys))
             if len(coordinates) == 4:

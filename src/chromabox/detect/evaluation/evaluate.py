@@ -25,6 +25,7 @@ from chromabox.errors import ChromaboxError
 
 #: Default confidence threshold for evaluation. It is low because AP depends on the whole range of scores.
 MIN_EVAL_CONFIDENCE = 0.005
+_NO_BOXES = "the images have no ground-truth boxes of the model's classes: expected a labelled dataset"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,8 @@ def evaluate_detector(
     Raise ChromaboxError if the detector has none of the dataset's classes, or if the images have no ground-truth boxes.
     """
     remapped, unknown = remap_classes(data, detector.classes)
+    if not any((~sample.is_crowd).any() for sample in remapped.samples):
+        raise ChromaboxError(_NO_BOXES)  # Raised before detection, which can take long.
     warnings: list[str] = []
     if unknown:
         num_boxes, num_known = (sum(len(sample.boxes) for sample in each.samples) for each in (data, remapped))
@@ -141,7 +144,7 @@ def evaluate_predictions(
     box_counts = matches.num_truths.sum(axis=0)
     num_occurring, num_rare = int((box_counts > 0).sum()), int((box_counts[box_counts > 0] < MIN_BOXES_PER_CLASS).sum())
     if not num_occurring:
-        raise ChromaboxError("the images have no ground-truth boxes: expected a labelled dataset")
+        raise ChromaboxError(_NO_BOXES)
     fewer = f"AP is not reliable for classes with fewer than {MIN_BOXES_PER_CLASS} boxes"
     coco = metrics.coco_average_precision(predictions, truth, num_classes)
     bootstrap = bootstrap_ap(matches, num_resamples=num_resamples)

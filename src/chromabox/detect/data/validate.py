@@ -171,8 +171,7 @@ def find_training_problem(train: DetectionDataset, val: DetectionDataset | None)
     num_labelled = sum(bool((~sample.is_crowd).any()) for sample in train.samples)
     if not num_labelled:
         return (
-            "no labelled training images: "
-            "expected at least one image with boxes outside the validation and test splits"
+            "no labelled training images: expected at least one image with boxes outside the validation and test splits"
         )
     if val is None and num_labelled < 2:
         return (

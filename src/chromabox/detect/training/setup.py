@@ -131,11 +131,13 @@ def prepare_retention(config: FinetuneConfig, detector: Detector) -> RetentionTe
     """
     if config.retention_data is None:
         return None
-    data = load_detection_dataset(config.retention_data)
-    split = default_split(data)
-    data = data if split is None else data.split(split)
     original = load_detector(config.weights)
-    data, _ = remap_classes(data, original.classes)
+    try:
+        data = load_detection_dataset(config.retention_data)
+        split = default_split(data)
+        data, _ = remap_classes(data if split is None else data.split(split), original.classes)
+    except ChromaboxError as error:
+        raise type(error)(f"--retention-data {config.retention_data}: {error}") from error
     names = {normalise_name(name) for name in detector.classes}
     shared = [name for name in original.classes if normalise_name(name) in names]
     if not shared:

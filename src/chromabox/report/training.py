@@ -27,8 +27,9 @@ from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.training.auto_freeze import choose_num_frozen
 from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.finetune import FinetuneResult, finetune
-from chromabox.detect.training.setup import initialise_run
+from chromabox.detect.training.setup import initialise_run, prepare_retention
 from chromabox.detect.weights.convert import export_all_formats
+from chromabox.engine.autotune import resolve_device
 from chromabox.engine.logger import EpochRecord, format_metrics
 from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir
@@ -64,8 +65,10 @@ def run_finetune(
     interrupted. If ``config.freeze`` is ``auto``, the number of frozen layers is selected first.
     """
     folder, options = run.path, options or RuntimeOptions()
+    resolve_device(options)  # Raises UsageError before data is read.
     initial = initialise_run(config, folder if resume else None)
     if config.freeze == "auto":
+        prepare_retention(config, initial.detector)  # Raises errors before the trials.
         config = choose_num_frozen(config, initial, options)
     try:
         result = finetune(config, folder, options=options, initial=initial, resume=resume, callbacks=(log_metrics,))

@@ -18,6 +18,9 @@ from detection_fixtures import make_image, make_voc_xml, make_yolo_dataset, read
 GOOD = "1 0.5 0.5 0.5 0.4"
 GOOD_BOX = (25.0, 15.0, 75.0, 35.0)
 
+#: Label of class 0, without which the classes could be counted from 1.
+CLASS_0 = "0 0.5 0.5 0.2 0.2"
+
 
 @dataclass
 class BadLine:
@@ -54,7 +57,7 @@ YOLO = {
 @pytest.mark.parametrize("case", YOLO)
 def test_invalid_line_does_not_affect_other_labels(tmp_path: Path, case: str) -> None:
     bad = YOLO[case]
-    folder = make_yolo_dataset(tmp_path, {"train/a": f"{GOOD}\n{bad.line}\n", "train/b": GOOD})
+    folder = make_yolo_dataset(tmp_path, {"train/a": f"{GOOD}\n{bad.line}\n", "train/b": GOOD, "train/c": CLASS_0})
     (folder / "images" / "val").mkdir()
     before = read_all_files(folder)
     data = load_detection_dataset(folder)

@@ -12,7 +12,6 @@ from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.detections import Detections
 from chromabox.detect.evaluation import evaluate
 from chromabox.detect.evaluation.evaluate import (
-    default_split,
     evaluate_detector,
     evaluate_predictions,
     find_leaks,
@@ -115,22 +114,6 @@ def test_dataset_without_ground_truth_is_rejected(data: DetectionDataset) -> Non
     no_predictions = [ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))]
     with pytest.raises(ChromaboxError, match="the images have no ground-truth boxes"):
         evaluate_predictions(no_predictions, empty)
-
-
-@pytest.mark.parametrize(
-    ("splits", "expected"),
-    [
-        (("train", "val", "test"), "val"),
-        (("train2017", "val2017"), "val2017"),
-        (("train", "test"), "test"),
-        (("training", "validation", "testing"), "validation"),
-        (("Train", "Test"), "Test"),
-        (("train", "val1", "val2"), "val"),
-        (("",), None),
-    ],
-)
-def test_default_split_prefers_validation_over_test(splits: tuple[str, ...], expected: str | None) -> None:
-    assert default_split(DetectionDataset((), ("cat",), splits)) == expected
 
 
 def test_duplicates_across_splits_are_found_up_to_the_image_limit(tmp_path: Path) -> None:

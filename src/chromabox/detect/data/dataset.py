@@ -358,6 +358,8 @@ class DatasetBuilder:
         self.issues: list[LabelIssue] = []
         self._sources: list[Path] = []  # Label files of the samples.
         self._pixel_boxes: list[tuple[float, ...]] = []
+        self.class_ids: set[int] = set()
+        """Class numbers in YOLO labels, including those without a name."""
 
     def drop(self, issue_type: IssueType, path: Path, line: int | None, reason: object) -> None:
         """Record a label or image that is dropped."""

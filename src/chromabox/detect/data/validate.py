@@ -7,21 +7,27 @@ and exact duplicates. If identical images are in different splits, the training 
 set remains unchanged. Near-duplicates are only reported.
 """
 
+import os
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from jaxtyping import Bool, Int64
 
 from chromabox.detect.boxes import xyxy_to_cxcywh
 from chromabox.detect.data.dataset import (
     DetectionDataset,
     LabelIssue,
     Sample,
+    SplitRole,
     atomic_folder,
     format_labels,
+    list_names,
     split_role,
     utf8_safe,
 )
@@ -33,6 +39,10 @@ from chromabox.errors import UsageError
 
 #: Number of boxes below which a class is reported as rare. Results for so few boxes are not significant.
 MIN_BOXES_PER_CLASS = 5
+#: Maximum number of printed lines per type of issue; JSON files contain all issues.
+MAX_LINES_PER_ISSUE = 20
+#: Warning about a dataset in which validation measures nothing that is learnt.
+NO_COMMON_CLASS = "no class has both training and validation boxes; validation measures nothing that is learnt"
 
 
 @dataclass(frozen=True)
@@ -66,17 +76,33 @@ class DatasetReport:
 
     @property
     def is_valid(self) -> bool:
-        """Whether there are no leaks and no issues except huge boxes, which can be correct."""
-        return not (self.issue_counts.keys() - {"huge box"}) and not self.leaks
+        """Whether there are no leaks and no issues except huge boxes, and validation measures what is learnt.
+
+        Huge boxes can be correct.
+        """
+        has_issues = bool(self.issue_counts.keys() - {"huge box"})
+        return not has_issues and not self.leaks and NO_COMMON_CLASS not in self.class_warnings
+
+    @property
+    def training_problem(self) -> str | None:
+        """Reason for which the dataset cannot be used for training, or None; see `find_training_problem`."""
+        return find_training_problem(*train_and_val(self._readable_data))
+
+    @property
+    def class_warnings(self) -> list[str]:
+        """Warnings about classes that cannot be learnt or are not measured; see `class_warnings`."""
+        return class_warnings(*train_and_val(self._readable_data))
+
+    @property
+    def _readable_data(self) -> DetectionDataset:
+        """The dataset without damaged images."""
+        damaged = {issue.path for issue in self.issues if issue.issue_type == "damaged picture"}
+        return replace(self.data, samples=tuple(sample for sample in self.data.samples if sample.path not in damaged))
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as a JSON-serialisable dictionary."""
         # Images without boxes are background samples, which are often included on purpose.
         empty = [utf8_safe(sample.path) for sample in self.data.samples if len(sample.boxes) == 0]
-        faults = [
-            (issue.issue_type, utf8_safe(issue.path), issue.line, utf8_safe(issue.message), issue.dropped)
-            for issue in self.issues
-        ]
         duplicates = [
             (utf8_safe(pair.first), utf8_safe(pair.second), pair.exact, pair.hash_distance) for pair in self.duplicates
         ]
@@ -86,10 +112,115 @@ class DatasetReport:
             "pictures": dict(Counter(sample.split for sample in self.data.samples)),
             "boxes": self.box_counts,
             "empty": empty,
-            "faults": [dict(zip(("kind", "file", "line", "text", "dropped"), row, strict=True)) for row in faults],
+            "faults": issues_as_json(self.issues),
             "twins": [dict(zip(("first", "second", "exact", "bits"), row, strict=True)) for row in duplicates],
             "twins_across_splits": len(self.leaks),
         }
+
+
+def issues_as_json(issues: Iterable[LabelIssue]) -> list[dict[str, Any]]:
+    """Return issues as JSON-serialisable dictionaries with the keys kind, file, line, text and dropped."""
+    return [
+        {
+            "kind": issue.issue_type,
+            "file": utf8_safe(issue.path),
+            "line": issue.line,
+            "text": utf8_safe(issue.message),
+            "dropped": issue.dropped,
+        }
+        for issue in issues
+    ]
+
+
+def issue_lines(issues: Iterable[LabelIssue]) -> list[str]:
+    """Return a line for each issue, by type, with at most ``MAX_LINES_PER_ISSUE`` lines and the rest as a number."""
+    by_type: dict[str, list[str]] = {}
+    for issue in issues:
+        by_type.setdefault(issue.issue_type, []).append(str(issue))
+    lines = []
+    for issue_type, texts in by_type.items():
+        lines += texts[:MAX_LINES_PER_ISSUE]
+        remaining = len(texts) - MAX_LINES_PER_ISSUE
+        lines += [f"… and {remaining} more of “{issue_type}”"] if remaining > 0 else []
+    return lines
+
+
+def default_split(data: DetectionDataset) -> str | None:
+    """Return the default split for evaluation: the validation split, else the test split, else None (all images).
+
+    If several splits have this role, the role is returned, which denotes all of them.
+    """
+    roles: tuple[SplitRole, ...] = ("val", "test")
+    role = next((role for role in roles if data.splits_for(role)), None)
+    names = () if role is None else data.splits_for(role)
+    return names[0] if len(names) == 1 else role
+
+
+def train_and_val(data: DetectionDataset) -> tuple[DetectionDataset, DetectionDataset | None]:
+    """Return the images for training, and those for validation, or None if the dataset has no split for validation.
+
+    The images for validation are those of the validation split, otherwise those of the test split. The images for
+    training are those of training splits and those without a split, except images that are also test images.
+    """
+    names, test_names = data.splits_for("train", ""), data.splits_for("test")
+    test_paths = {os.path.realpath(sample.path) for sample in data.samples if sample.split in test_names}
+    train = tuple(
+        sample for sample in data.samples if sample.split in names and os.path.realpath(sample.path) not in test_paths
+    )
+    split = default_split(data)
+    return replace(data, samples=train, splits=names), None if split is None else data.split(split)
+
+
+def count_boxes(data: DetectionDataset) -> Int64[np.ndarray, " classes"]:
+    """Return the number of boxes of each class, without crowd boxes."""
+    class_ids = [sample.class_ids[~sample.is_crowd] for sample in data.samples]
+    return np.bincount(np.concatenate([np.zeros(0, np.int64), *class_ids]), minlength=len(data.classes))
+
+
+def find_training_problem(train: DetectionDataset, val: DetectionDataset | None) -> str | None:
+    """Return the reason for which a dataset cannot be used for training, or None.
+
+    Without validation images (`val` is None), some of the training images are held out, so that two of them must have
+    boxes.
+    """
+    num_labelled = sum(bool((~sample.is_crowd).any()) for sample in train.samples)
+    if not num_labelled:
+        return (
+            "no labelled training images: expected at least one image with boxes outside the validation and test splits"
+        )
+    if val is None and num_labelled < 2:
+        return (
+            "only one image has boxes: expected at least two, because one of them is held out for validation, or a "
+            "validation split"
+        )
+    if val is not None and not count_boxes(val).any():
+        return (
+            f"the images of the split {', '.join(val.splits)}, which are used for validation, have no boxes: expected "
+            "labelled images in this split, or no such split, so that training images are held out for validation"
+        )
+    return None
+
+
+def class_warnings(train: DetectionDataset, val: DetectionDataset | None) -> list[str]:
+    """Return warnings about classes that cannot be learnt, and about classes whose results are not measured.
+
+    Both datasets have the same classes. `val` is None if the validation images are not known.
+    """
+    in_train = count_boxes(train) > 0
+    warnings = [_count_classes("classes without training boxes, which cannot be learnt", train.classes, ~in_train)]
+    if val is not None:
+        in_val = count_boxes(val) > 0
+        text = "classes without validation boxes, whose results are not measured"
+        warnings.append(_count_classes(text, train.classes, in_train & ~in_val))
+        if in_train.any() and not (in_train & in_val).any():
+            warnings.append(NO_COMMON_CLASS)
+    return [warning for warning in warnings if warning]
+
+
+def _count_classes(text: str, names: Sequence[str], mask: Bool[np.ndarray, " classes"]) -> str:
+    """Return a line with the number of classes selected by a mask and their names; "" if there are none."""
+    selected = [name for name, is_selected in zip(names, mask.tolist(), strict=True) if is_selected]
+    return f"{text}: {len(selected)} of {len(names)} ({list_names(selected)})" if selected else ""
 
 
 def validate_dataset(path: Path | str, *, show_progress: bool = False) -> DatasetReport:

@@ -85,6 +85,8 @@ def read_yolo(source: Path, default_names: Sequence[str] = ()) -> DetectionDatas
             continue
         labels = _read_labels(file, num_allowed, keypoint_shape, builder)
         builder.add_image(path, split, file, labels)
+    issue = _class_numbers_issue(builder.class_ids, len(class_names) or declared_count, source)
+    builder.issues[:0] = [] if issue is None else [issue]
     for path in iter_files(source, {".txt"}):  # There are no such files if ``source`` is a file.
         if path in images_by_file or path.name.lower() in _NON_LABEL_FILES:
             continue
@@ -95,6 +97,17 @@ def read_yolo(source: Path, default_names: Sequence[str] = ()) -> DetectionDatas
     classes = class_names or [f"class {index}" for index in range(declared_count or num_classes)]
     # A split that a .yaml file defines is kept even if it contains no images.
     return builder.build("yolo", classes, [*splits, *(split for split, _ in images)], has_names=bool(class_names))
+
+
+def _class_numbers_issue(class_ids: set[int], num_classes: int, source: Path) -> LabelIssue | None:
+    """Return an issue if the class numbers in the labels seem to be counted from 1 instead of 0, or None."""
+    if not num_classes or 0 in class_ids or max(class_ids, default=-1) != num_classes:
+        return None
+    message = (
+        f"no label has class 0, and the highest class is {num_classes}, the number of classes; if they are counted "
+        f"from 1, all boxes have wrong names; expected 0 to {num_classes - 1}"
+    )
+    return LabelIssue("unknown class", source, None, message, False)
 
 
 def label_path(image_path: Path) -> Path:
@@ -147,9 +160,11 @@ def _read_labels(
             reason = f"{words[0][:60]} is not a class number; expected a non-negative integer"
             builder.drop("unknown class", source, number, reason)
         elif class_id >= num_classes:
+            builder.class_ids.add(int(class_id))
             reason = f"class {words[0][:60]} is not defined; expected 0 to {num_classes - 1}"
             builder.drop("unknown class", source, number, reason)
         else:
+            builder.class_ids.add(int(class_id))
             if is_polygon:
                 xs, ys = coordinates[::2], coordinates[1::2]
                 box = (min(xs), min(ys), max(xs), max(ys))

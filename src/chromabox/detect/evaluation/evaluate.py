@@ -15,7 +15,6 @@ from jaxtyping import Int64
 
 from chromabox.detect.data.dataset import (
     DetectionDataset,
-    SplitRole,
     remap_classes,
     uses_class_numbers,
     utf8_safe,
@@ -31,6 +30,7 @@ from chromabox.errors import ChromaboxError
 
 #: Default confidence threshold for evaluation. It is low because AP depends on the whole range of scores.
 MIN_EVAL_CONFIDENCE = 0.005
+_NO_BOXES = "the images have no ground-truth boxes of the model's classes: expected a labelled dataset"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,8 @@ def evaluate_detector(
     Raise ChromaboxError if the detector has none of the dataset's classes, or if the images have no ground-truth boxes.
     """
     remapped, unknown = remap_classes(data, detector.classes)
+    if not any((~sample.is_crowd).any() for sample in remapped.samples):
+        raise ChromaboxError(_NO_BOXES)  # Raised before detection, which can take long.
     warnings: list[str] = []
     if uses_class_numbers(data, detector.classes):
         warnings.append("the dataset has no class names; its class numbers are used as those of the model")
@@ -149,7 +151,7 @@ def evaluate_predictions(
     box_counts = matches.num_truths.sum(axis=0)
     num_occurring, num_rare = int((box_counts > 0).sum()), int((box_counts[box_counts > 0] < MIN_BOXES_PER_CLASS).sum())
     if not num_occurring:
-        raise ChromaboxError("the images have no ground-truth boxes: expected a labelled dataset")
+        raise ChromaboxError(_NO_BOXES)
     fewer = f"AP is not reliable for classes with fewer than {MIN_BOXES_PER_CLASS} boxes"
     coco = metrics.coco_average_precision(predictions, truth, num_classes)
     bootstrap = bootstrap_ap(matches, num_resamples=num_resamples)
@@ -166,17 +168,6 @@ def evaluate_predictions(
         matches=matches,
         warnings=(f"{fewer}: {num_rare} of {num_occurring} classes",) if num_rare else (),
     )
-
-
-def default_split(data: DetectionDataset) -> str | None:
-    """Return the default split for evaluation: the validation split, else the test split, else None (all images).
-
-    If several splits have this role, the role is returned, which denotes all of them.
-    """
-    roles: tuple[SplitRole, ...] = ("val", "test")
-    role = next((role for role in roles if data.splits_for(role)), None)
-    names = () if role is None else data.splits_for(role)
-    return names[0] if len(names) == 1 else role
 
 
 def find_leaks(data: DetectionDataset, split: str, *, max_images: int = 5000) -> list[tuple[Path, Path]]:

@@ -68,7 +68,8 @@ def print_report(report: DatasetReport, title: str) -> None:
     for pair in report.duplicates[:MAX_LINES_PER_ISSUE]:
         similarity = f"near-duplicates ({pair.hash_distance} of 64 hash bits differ)"
         similarity = "identical files" if pair.exact else similarity
-        lines.append(f"{pair.first} and {pair.second} are {similarity}{', across splits' if pair in leaks else ''}")
+        line = f"{pair.first} and {pair.second} are {similarity}{', across splits' if pair in leaks else ''}"
+        lines.append(line if pair.first != pair.second else f"{pair.first} is in several splits")
     remaining = len(report.duplicates) - MAX_LINES_PER_ISSUE
     lines += [f"… more pairs: {remaining}; pairs across splits in total: {len(leaks)}"] if remaining > 0 else []
     rare = [

@@ -7,12 +7,12 @@ including categories without boxes, such as the supercategory that Roboflow writ
 import contextlib
 import itertools
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from chromabox.detect.data.dataset import SPLIT_NAME, DatasetBuilder, DetectionDataset, RawLabel, iter_files
+from chromabox.detect.data.dataset import SPLIT_NAME, DatasetBuilder, DetectionDataset, LabelIssue, RawLabel, iter_files
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import parse_json
 
@@ -22,13 +22,16 @@ _REQUIRED_KEYS = ("images", "annotations", "categories")
 def coco_files(folder: Path) -> list[Path]:
     """Return the .json files with COCO annotations in a folder. If any are named instances*, consider only these."""
     files = list(iter_files(folder, {".json"}))
-    found = []
-    for path in [path for path in files if path.name.startswith("instances")] or files:
-        with contextlib.suppress(OSError):
-            content = path.read_bytes()  # Parsing would be slow, because files can be 500 MB in size.
-            if all(f'"{key}"'.encode() in content for key in _REQUIRED_KEYS):
-                found.append(path)
-    return found
+    files = [path for path in files if path.name.startswith("instances")] or files
+    return [path for path in files if is_coco_file(path)]
+
+
+def is_coco_file(path: Path) -> bool:
+    """Return whether a file contains the keys of COCO annotations."""
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()  # Parsing would be slow, because files can be 500 MB in size.
+        return all(f'"{key}"'.encode() in content for key in _REQUIRED_KEYS)
+    return False
 
 
 def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
@@ -56,14 +59,22 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
         names = (file.stem.replace("-", "_").split("_")[-1], file.stem, file.parent.name)
         split = next((name for name in names if SPLIT_NAME.fullmatch(name)), "")
         splits[split] = None
+        if len(file_categories) < len(content["categories"]):
+            raise ChromaboxError(f"{file}: categories: an id is used twice; expected a different id for each category")
         labels = _parse_annotations(content["annotations"], file, list(categories), builder)
+        id_counts = Counter(repr(entry.get("id")) for entry in content["images"] if isinstance(entry, dict))
         for entry in content["images"]:
             try:
                 image_labels, name = labels.pop(entry["id"], []), Path(entry["file_name"])
             except (KeyError, TypeError):
                 builder.drop("missing picture", file, None, "an entry of images has no id or no file_name")
                 continue
-            builder.add_image(_find_image(name, file, root, split, by_name), split, file, image_labels)
+            path = _find_image(name, file, root, split, by_name)
+            if id_counts[repr(entry["id"])] > 1:
+                reason = f"{file.name} contains its id {entry['id']} more than once, so that its labels are unknown"
+                builder.drop("duplicate id", path, None, reason)
+                continue
+            builder.add_image(path, split, file, image_labels)
         for label in itertools.chain(*labels.values()):
             builder.drop("label without picture", file, label.line, "no image has the image_id of this annotation")
     return builder.build("coco", categories.values(), splits)
@@ -75,6 +86,10 @@ def _parse_annotations(
     """Return the labels, keyed by image id. Record an issue for each annotation that is not a valid box."""
     labels: dict[Any, list[RawLabel]] = defaultdict(list)
     class_ids: dict[Any, int] = {category_id: index for index, category_id in enumerate(category_ids)}
+    counts = Counter(repr(entry["id"]) for entry in annotations if isinstance(entry, dict) and "id" in entry)
+    if repeated := [number for number, count in counts.items() if count > 1]:
+        message = f"ids that belong to several annotations: {', '.join(repeated[:5])[:100]} ({len(repeated)}); all kept"
+        builder.issues.append(LabelIssue("duplicate id", file, None, message, False))
     for index, entry in enumerate(annotations):
         number = entry.get("id") if isinstance(entry, dict) else None
         number = number if isinstance(number, int) else index

@@ -35,7 +35,15 @@ IssueType = Literal[
     "missing picture",
     "damaged picture",
     "label without picture",
+    "picture without label",
+    "duplicate id",
+    "unused picture",
+    "unused annotation",
+    "unused folder",
 ]
+
+#: Types of issues that can be correct and are only mentioned.
+NOTES: frozenset[IssueType] = frozenset({"huge box", "picture without label"})
 
 #: Number of pixels by which a box may extend beyond the image without an issue. This allows for rounding and for
 #: formats that count pixels from 1.
@@ -100,6 +108,7 @@ class DetectionDataset:
     """Labelled images, the class names, and the issues found in the files.
 
     If `has_class_names` is False, `classes` are the class numbers as text. YOLO folders need not contain class names.
+    `label_files` are the files from which the labels were read.
     """
 
     samples: tuple[Sample, ...]
@@ -108,6 +117,7 @@ class DetectionDataset:
     has_class_names: bool = True
     format: DatasetFormat = "yolo"
     issues: tuple[LabelIssue, ...] = ()
+    label_files: frozenset[Path] = frozenset()
 
     def split(self, name: str) -> "DetectionDataset":
         """Return the images of one split. Raise UsageError if the name is not in `splits`."""
@@ -234,6 +244,7 @@ class DatasetBuilder:
     def __init__(self) -> None:
         self.samples: list[Sample] = []
         self.issues: list[LabelIssue] = []
+        self._label_files: set[Path] = set()
 
     def drop(self, issue_type: IssueType, path: Path, line: int | None, reason: object) -> None:
         """Record a label or image that is dropped."""
@@ -244,6 +255,7 @@ class DatasetBuilder:
 
         Only the header of the image is read.
         """
+        self._label_files.add(source)
         try:
             size = image_size(path)
         except ChromaboxError as error:
@@ -258,7 +270,26 @@ class DatasetBuilder:
     ) -> DetectionDataset:
         """Return the dataset of the collected samples and issues."""
         samples, issues = tuple(self.samples), tuple(self.issues)
-        return DetectionDataset(samples, tuple(classes), tuple(splits), has_names, dataset_format, issues)
+        files = frozenset(self._label_files)
+        return DetectionDataset(samples, tuple(classes), tuple(splits), has_names, dataset_format, issues, files)
+
+
+def boxes_differ(first: Sample, second: Sample, tolerance: float, *, compare_classes: bool = True) -> bool:
+    """Return whether the boxes of two samples differ in number, in class or by more than `tolerance` pixels.
+
+    The order of the boxes is not compared.
+    """
+    if len(first.boxes) != len(second.boxes):
+        return True
+    distances = np.abs(first.boxes[:, None] - second.boxes).max(2, initial=0)
+    if compare_classes:
+        distances[first.class_ids[:, None] != second.class_ids] = np.inf
+    for row in distances:
+        nearest = row.argmin()
+        if not row[nearest] <= tolerance:
+            return True
+        distances[:, nearest] = np.inf
+    return False
 
 
 @contextlib.contextmanager

@@ -9,30 +9,42 @@
 `coco128` and `raccoon` can be loaded by name if the mirror or the cache folder contains a folder of that name.
 """
 
+import contextlib
+import functools
 import os
 import urllib.request
+from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from chromabox.detect.data.coco import coco_files, read_coco
-from chromabox.detect.data.dataset import DetectionDataset
+import numpy as np
+
+from chromabox.detect.data.coco import coco_files, is_coco_file, read_coco
+from chromabox.detect.data.dataset import DetectionDataset, LabelIssue, boxes_differ, iter_files, split_from_path
 from chromabox.detect.data.voc import read_voc, voc_files
-from chromabox.detect.data.yolo import find_yolo_yamls, read_yolo
+from chromabox.detect.data.yolo import find_yolo_yamls, is_label_file, label_path, read_yolo
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.fetch import cache_folder
+from chromabox.io.images import IMAGE_SUFFIXES
+from chromabox.io.kinds import identify
 
 #: Datasets that can be loaded by name, and where they are published.
 KNOWN_DATASETS = {
     "coco128": "https://github.com/ultralytics/assets/releases (coco128.zip)",
     "raccoon": "https://github.com/datitran/raccoon_dataset",
 }
+#: Maximum difference in pixels of the same box in two formats. VOC files contain whole pixels, counted from 0 or 1.
+FORMAT_TOLERANCE = 2.0
 
 
 def load_detection_dataset(path: Path | str, split: str | None = None) -> DetectionDataset:
     """Load the dataset at `path`: a folder, a YOLO `.yaml`, a COCO `.json`, or the name of a known dataset.
 
-    In a folder, a YOLO `.yaml` takes precedence over COCO files, and COCO files over other labels. Invalid labels are
-    fixed or dropped individually and recorded in `issues`. Only the headers of the images are read. If `split` is
+    If a folder contains labels in several formats, a dataset with a YOLO `.yaml` is used, otherwise the format that
+    labels the most images (COCO before VOC and VOC before YOLO if the numbers are equal). Labels of the other formats
+    that contradict these, and images and labels that do not belong to the dataset, are recorded in `issues`. Invalid
+    labels are fixed or dropped individually and also recorded. Only the headers of the images are read. If `split` is
     given, only the images of this split are returned.
 
     Raise UsageError if the path or the split does not exist, the file type is not supported, or a folder contains more
@@ -40,26 +52,147 @@ def load_detection_dataset(path: Path | str, split: str | None = None) -> Detect
     """
     source = resolve_dataset(path)
     suffix = source.suffix.lower() if source.is_file() else ""
-    descriptions = [] if suffix else find_yolo_yamls(source)
-    if len(descriptions) > 1:
-        names = ", ".join(path.name for path in descriptions)
-        raise UsageError(f"{source}: contains several dataset descriptions ({names}); use the path of one of them")
     if source.is_file() and suffix not in (".yaml", ".yml", ".json"):
         raise UsageError(f"{source}: unsupported file; expected a folder, a .yaml (YOLO) or a .json (COCO)")
-    if suffix == ".json":
-        data = read_coco(source.parent, [source])
-    elif suffix or descriptions:
-        data = read_yolo(source if suffix else descriptions[0])
-    elif files := coco_files(source):
-        data = read_coco(source, files)
-    elif files := voc_files(source):
-        data = read_voc(source, files)
+    if source.is_dir():
+        datasets = _read_all_formats(source)
     else:
-        data = read_yolo(source)
+        datasets = [read_coco(source.parent, [source]) if suffix == ".json" else read_yolo(source)]
+    data = datasets[0]
+    for other in datasets[1:]:
+        data = _compare_formats(data, other)
+    issues = [*_images_without_labels(data), *_unused_files(source, [data, *datasets])]
+    data = replace(data, issues=(*data.issues, *issues))
     if not data.samples:
         first_issue = f"; the first issue is: {data.issues[0]}" if data.issues else ""
         raise ChromaboxError(f"{source}: contains no readable labelled images{first_issue}")
     return data if split is None else data.split(split)
+
+
+def _read_all_formats(folder: Path) -> list[DetectionDataset]:
+    """Read a folder in each format of which it contains files. The first dataset is the one to use."""
+    descriptions = find_yolo_yamls(folder)
+    if len(descriptions) > 1:
+        names = ", ".join(path.name for path in descriptions)
+        raise UsageError(f"{folder}: contains several dataset descriptions ({names}); use the path of one of them")
+    readers: list[Callable[[], DetectionDataset]] = [functools.partial(read_yolo, path) for path in descriptions]
+    if files := coco_files(folder):
+        readers.append(functools.partial(read_coco, folder, files))
+    if files := voc_files(folder):
+        readers.append(functools.partial(read_voc, folder, files))
+    if not readers or (not descriptions and any(map(is_label_file, iter_files(folder, {".txt"})))):
+        readers.append(functools.partial(read_yolo, folder))
+    datasets = [readers[0]()]
+    for reader in readers[1:]:
+        with contextlib.suppress(ChromaboxError):  # The files of this format are recorded as unused.
+            datasets.append(reader())
+    if not descriptions:
+        datasets.sort(key=lambda data: sum(len(sample.boxes) > 0 for sample in data.samples), reverse=True)
+    return datasets
+
+
+def _compare_formats(data: DetectionDataset, other: DetectionDataset) -> DetectionDataset:
+    """Add an issue for each image whose labels in another format differ. Drop the image if only these have boxes."""
+    names = {"yolo": "YOLO", "coco": "COCO", "voc": "Pascal VOC"}
+    used, unused = f"the {names[data.format]} labels", f"the {names[other.format]} labels"
+    compare_classes = data.has_class_names and other.has_class_names
+    table = np.array([data.classes.index(name) if name in data.classes else -1 for name in other.classes], np.int64)
+    samples = {_key(sample.path): sample for sample in data.samples}
+    known = {(issue.issue_type, _key(issue.path), issue.line) for issue in data.issues}
+    issues = [issue for issue in other.issues if (issue.issue_type, _key(issue.path), issue.line) not in known]
+    only_other = set()
+    for sample in other.samples:
+        key = _key(sample.path)
+        if len(sample.boxes) == 0:
+            continue
+        if key not in samples or len(samples[key].boxes) == 0:
+            only_other.add(key)
+            message = f"{unused} mark objects in this image, but {used} do not, and only {used} are used; dropped"
+            issues.append(LabelIssue("unused annotation", sample.path, None, message, True))
+            continue
+        converted = replace(sample, class_ids=table[sample.class_ids]) if compare_classes else sample
+        if boxes_differ(samples[key], converted, FORMAT_TOLERANCE, compare_classes=compare_classes):
+            message = f"{unused} of this image differ from {used}; only {used} are used"
+            issues.append(LabelIssue("unused annotation", sample.path, None, message, False))
+    kept = tuple(sample for sample in data.samples if _key(sample.path) not in only_other)
+    return replace(data, samples=kept, issues=(*data.issues, *issues))
+
+
+def _images_without_labels(data: DetectionDataset) -> list[LabelIssue]:
+    """Return an issue for each folder of a YOLO dataset with images that have no label file."""
+    names: dict[Path, dict[str, None]] = {}
+    for sample in data.samples if data.format == "yolo" else ():
+        if not os.path.isfile(label_path(sample.path)):
+            names.setdefault(sample.path.parent, {})[sample.path.name] = None
+    issues = []
+    for folder, unlabelled in names.items():
+        example = ", ".join(list(unlabelled)[:3]) + (", …" if len(unlabelled) > 3 else "")
+        message = f"images without a label file: {len(unlabelled)} ({example}); used as images without objects"
+        issues.append(LabelIssue("picture without label", folder, None, message, False))
+    return issues
+
+
+def _unused_files(source: Path, datasets: Sequence[DetectionDataset]) -> list[LabelIssue]:
+    """Return an issue for each image, label file and folder in `source` that does not belong to the datasets.
+
+    If `source` is a file, the folders with images are searched, but only if no second such file could describe them.
+    """
+    images = {_key(sample.path) for data in datasets for sample in data.samples}
+    used = images | {_key(path) for data in datasets for path in data.label_files}
+    used |= {_key(issue.path) for data in datasets for issue in data.issues}
+    stems, image_folders = {path.stem for path in images}, {path.parent for path in images}
+    root = source if source.is_dir() else source.parent
+    if root == source:
+        folders = [root]
+    elif (coco_files(root) if source.suffix.lower() == ".json" else find_yolo_yamls(root)) == [source]:
+        parts = [path.relative_to(root.resolve()).parts for path in images if path.is_relative_to(root.resolve())]
+        folders = sorted({root / part[0] for part in parts if len(part) > 1})
+    else:
+        folders = []
+    issues: list[LabelIssue] = []
+
+    def record(error: OSError) -> None:
+        message = f"the folder cannot be read ({error.strerror})"
+        issues.append(LabelIssue("unused folder", Path(error.filename), None, message, True))
+
+    for top, subfolders, names in (entry for folder in folders for entry in os.walk(folder, onerror=record)):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for folder in (Path(top, name) for name in subfolders):
+            if folder.is_symlink() and not any(path.is_relative_to(folder.resolve()) for path in image_folders):
+                issues.append(LabelIssue("unused folder", folder, None, "links to folders are not followed", True))
+        for path in (Path(top, name) for name in sorted(names) if not name.startswith(".")):
+            # Masks and depth maps have the names of the images, but lie in other folders, which denote no split.
+            is_mask = path.stem in stems and _key(path).parent not in image_folders and not split_from_path(path, root)
+            if _key(path) not in used and path.is_file() and (issue := _unused_file(path, stems, is_mask=is_mask)):
+                issues.append(issue)
+    return issues
+
+
+def _unused_file(path: Path, image_stems: Set[str], *, is_mask: bool) -> LabelIssue | None:
+    """Return an issue for a file that does not belong to the dataset, if it contains labels or an image."""
+    suffix = path.suffix.lower()
+    if suffix == ".txt" and is_label_file(path):
+        return LabelIssue("label without picture", path, None, "no image of the dataset has this name; dropped", True)
+    # COCO publishes other annotations of the same images in files with these names.
+    is_other_task = path.name.startswith(("person_keypoints", "stuff", "panoptic", "image_info"))
+    is_annotation = path.stem in image_stems or (suffix == ".json" and is_coco_file(path))
+    if suffix in (".json", ".xml") and is_annotation and not is_other_task:
+        return LabelIssue("unused annotation", path, None, "the labels are read from other files; dropped", True)
+    try:
+        kind = identify(path).description
+    except OSError as error:
+        kind = f"file that cannot be read ({error.strerror})"
+    if suffix in IMAGE_SUFFIXES and not is_mask:
+        return LabelIssue("unused picture", path, None, "no label or split names this image; dropped", True)
+    if suffix not in IMAGE_SUFFIXES and kind.endswith(("image", "camera raw file")):
+        message = f"{kind}; expected a supported format with its usual suffix, for example .jpg or .png; dropped"
+        return LabelIssue("unused picture", path, None, message, True)
+    return None
+
+
+def _key(path: Path) -> Path:
+    """Return a path that is equal for different spellings of the same path. A link to a file remains a link."""
+    return path.parent.resolve() / path.name
 
 
 def resolve_dataset(path: Path | str) -> Path:

@@ -57,17 +57,20 @@ def read_yolo(source: Path) -> DetectionDataset:
     for split, path in images:
         labels = _read_labels(label_path(path), len(class_names) or MAX_UNNAMED_CLASSES, builder)
         builder.add_image(path, split, label_path(path), labels)
-    known = {label_path(path) for _, path in images}
-    for path in iter_files(source, {".txt"}):  # There are no such files if ``source`` is a file.
-        if path in known or path.name.lower() in _NON_LABEL_FILES:
-            continue
-        with path.open(encoding="utf-8", errors="replace") as file:
-            if _FIRST_LABEL.fullmatch(file.readline()):
-                builder.drop("label without picture", path, None, "no image has this name")
     num_classes = max((int(sample.class_ids.max(initial=-1)) for sample in builder.samples), default=-1) + 1
     classes = class_names or [str(index) for index in range(num_classes)]
     splits = dict.fromkeys(split for split, _ in images)
     return builder.build("yolo", classes, splits, has_names=bool(class_names))
+
+
+def is_label_file(path: Path) -> bool:
+    """Return whether a .txt file contains YOLO labels: it is empty, or its first line has at least five numbers."""
+    if path.name.lower() in _NON_LABEL_FILES or not path.is_file():
+        return False
+    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        line = file.readline()
+        return line == "" or _FIRST_LABEL.fullmatch(line) is not None
+    return False
 
 
 def label_path(image_path: Path) -> Path:

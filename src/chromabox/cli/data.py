@@ -29,7 +29,8 @@ class ValidateDataset:
     Reports:
     - the number of boxes per class,
     - images without labels, corrupt images, and images in more than one split,
-    - duplicate labels, and boxes that lie outside the image or have zero area.
+    - duplicate labels, and boxes that lie outside the image or have zero area,
+    - labels without images, unused images, and labels in several formats.
 
     The dataset is never modified. The exit code is 1 if there are problems.
     """
@@ -37,7 +38,7 @@ class ValidateDataset:
     path: Annotated[Positional[str], option("PATH|NAME")]
     """A folder, a .yaml or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the cache)."""
     repair: Annotated[Path | None, option("FOLDER", "no copy")] = None
-    """Write a cleaned copy to this new folder, with a report of all changes."""
+    """Write a cleaned copy to this new folder, with a report of all changes. It is compared with the dataset."""
     output: Annotated[Path | None, option("PATH", "not written", short="-o")] = None
     """Also write the results to this .json file."""
     overwrite: bool = False

@@ -61,7 +61,7 @@ def load_detection_dataset(path: Path | str, split: str | None = None) -> Detect
     data = datasets[0]
     for other in datasets[1:]:
         data = _compare_formats(data, other)
-    issues = [*_images_without_labels(data), *_unused_files(source, [data, *datasets])]
+    issues = [*_images_without_labels(data), *_unused_files(source, data, datasets)]
     data = replace(data, issues=(*data.issues, *issues))
     if not data.samples:
         first_issue = f"; the first issue is: {data.issues[0]}" if data.issues else ""
@@ -132,21 +132,30 @@ def _images_without_labels(data: DetectionDataset) -> list[LabelIssue]:
     return issues
 
 
-def _unused_files(source: Path, datasets: Sequence[DetectionDataset]) -> list[LabelIssue]:
-    """Return an issue for each image, label file and folder in `source` that does not belong to the datasets.
+def _unused_files(source: Path, data: DetectionDataset, datasets: Sequence[DetectionDataset]) -> list[LabelIssue]:
+    """Return an issue for each image, label file and folder in `source` that is not used.
 
-    If `source` is a file, the folders with images are searched, but only if no second such file could describe them.
+    If `source` is a file, the folders with images and labels are searched, but only if no second such file could
+    describe them.
+
+    Args:
+        source: path of the dataset.
+        data: the dataset that is used.
+        datasets: the labels in all formats.
     """
-    images = {_key(sample.path) for data in datasets for sample in data.samples}
-    used = images | {_key(path) for data in datasets for path in data.label_files}
-    used |= {_key(issue.path) for data in datasets for issue in data.issues}
+    images, label_files = (
+        {_key(path) for path in paths} for paths in ([s.path for s in data.samples], data.label_files)
+    )
     stems, image_folders = {path.stem for path in images}, {path.parent for path in images}
+    used = images | {_key(path) for each in datasets for path in each.label_files}
+    used |= {_key(issue.path) for each in (data, *datasets) for issue in each.issues}
     root = source if source.is_dir() else source.parent
     if root == source:
         folders = [root]
     elif (coco_files(root) if source.suffix.lower() == ".json" else find_yolo_yamls(root)) == [source]:
-        parts = [path.relative_to(root.resolve()).parts for path in images if path.is_relative_to(root.resolve())]
-        folders = sorted({root / part[0] for part in parts if len(part) > 1})
+        files = [path for path in images | label_files if path.is_relative_to(root.resolve())]
+        parts = [path.relative_to(root.resolve()).parts for path in files]
+        folders = sorted({root / part[0] for part in parts if len(part) > 1 and (root / part[0]).is_dir()})
     else:
         folders = []
     issues: list[LabelIssue] = []
@@ -160,34 +169,35 @@ def _unused_files(source: Path, datasets: Sequence[DetectionDataset]) -> list[La
         for folder in (Path(top, name) for name in subfolders):
             if folder.is_symlink() and not any(path.is_relative_to(folder.resolve()) for path in image_folders):
                 issues.append(LabelIssue("unused folder", folder, None, "links to folders are not followed", True))
+        parent = Path(top).resolve()
+        # Masks and depth maps have the names of the images, but lie in other folders, which denote no split.
+        may_be_masks = parent not in image_folders and not split_from_path(Path(top, "name"), root)
         for path in (Path(top, name) for name in sorted(names) if not name.startswith(".")):
-            # Masks and depth maps have the names of the images, but lie in other folders, which denote no split.
-            is_mask = path.stem in stems and _key(path).parent not in image_folders and not split_from_path(path, root)
-            if _key(path) not in used and path.is_file() and (issue := _unused_file(path, stems, is_mask=is_mask)):
-                issues.append(issue)
+            if parent / path.name not in used and path.is_file():
+                issues += _unused_file(path, stems, may_be_mask=may_be_masks and path.stem in stems)
     return issues
 
 
-def _unused_file(path: Path, image_stems: Set[str], *, is_mask: bool) -> LabelIssue | None:
-    """Return an issue for a file that does not belong to the dataset, if it contains labels or an image."""
+def _unused_file(path: Path, image_stems: Set[str], *, may_be_mask: bool) -> list[LabelIssue]:
+    """Return a list with an issue for an unused file if it contains labels or an image, otherwise an empty list."""
     suffix = path.suffix.lower()
     if suffix == ".txt" and is_label_file(path):
-        return LabelIssue("label without picture", path, None, "no image of the dataset has this name; dropped", True)
+        return [LabelIssue("label without picture", path, None, "no image of the dataset has this name; dropped", True)]
     # COCO publishes other annotations of the same images in files with these names.
     is_other_task = path.name.startswith(("person_keypoints", "stuff", "panoptic", "image_info"))
     is_annotation = path.stem in image_stems or (suffix == ".json" and is_coco_file(path))
     if suffix in (".json", ".xml") and is_annotation and not is_other_task:
-        return LabelIssue("unused annotation", path, None, "the labels are read from other files; dropped", True)
+        return [LabelIssue("unused annotation", path, None, "the labels are read from other files; dropped", True)]
     try:
         kind = identify(path).description
     except OSError as error:
         kind = f"file that cannot be read ({error.strerror})"
-    if suffix in IMAGE_SUFFIXES and not is_mask:
-        return LabelIssue("unused picture", path, None, "no label or split names this image; dropped", True)
+    if suffix in IMAGE_SUFFIXES and not may_be_mask:
+        return [LabelIssue("unused picture", path, None, "no label or split names this image; dropped", True)]
     if suffix not in IMAGE_SUFFIXES and kind.endswith(("image", "camera raw file")):
         message = f"{kind}; expected a supported format with its usual suffix, for example .jpg or .png; dropped"
-        return LabelIssue("unused picture", path, None, message, True)
-    return None
+        return [LabelIssue("unused picture", path, None, message, True)]
+    return []
 
 
 def _key(path: Path) -> Path:

@@ -32,6 +32,11 @@ def coco(file_names: list[str], box: list[float] | None = None, **changes: Any) 
     return json.dumps({"images": images, "annotations": annotations, "categories": categories} | changes)
 
 
+def voc(name: str, *objects: tuple[str, tuple[float, float, float, float]]) -> str:
+    """Return a VOC annotation of the image NAME.png."""
+    return make_voc_xml(*objects).replace("a.png", f"{name}.png")
+
+
 def write(name: str, content: str | bytes = "") -> Callable[[Path], object]:
     """Return a function that writes a file to a folder, which is created."""
 
@@ -75,21 +80,21 @@ CASES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str, bool]]]] =
     "VOC of one more image": (
         lambda folder: (
             make_image(folder / "images" / "train" / "z.png", 9),
-            write("images/train/z.xml", make_voc_xml(("dog", VOC_DOG)))(folder),
+            write("images/train/z.xml", voc("z", ("dog", VOC_DOG)))(folder),
         ),
         [(OTHER, "images/train/z.png", True)],
     ),
-    "equal VOC": (write("images/train/a.xml", make_voc_xml(("dog", VOC_DOG))), []),
+    "equal VOC": (write("images/train/a.xml", voc("a", ("dog", VOC_DOG))), []),
     "VOC of another class": (
-        write("images/train/a.xml", make_voc_xml(("cat", VOC_DOG))),
+        write("images/train/a.xml", voc("a", ("cat", VOC_DOG))),
         [(OTHER, "images/train/a.png", False)],
     ),
     "VOC with another box": (
-        write("images/train/a.xml", make_voc_xml(("dog", (26, 16, 75, 45)))),
+        write("images/train/a.xml", voc("a", ("dog", (26, 16, 75, 45)))),
         [(OTHER, "images/train/a.png", False)],
     ),
     "VOC with one more box": (
-        write("images/train/a.xml", make_voc_xml(("dog", VOC_DOG), ("cat", (1, 1, 9, 9)))),
+        write("images/train/a.xml", voc("a", ("dog", VOC_DOG), ("cat", (1, 1, 9, 9)))),
         [(OTHER, "images/train/a.png", False)],
     ),
     "damaged VOC": (write("images/train/a.xml", "<annotation>"), [("unreadable label", "images/train/a.xml", True)]),
@@ -111,7 +116,10 @@ CASES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str, bool]]]] =
         [],
     ),
     "linked folder": (
-        lambda folder: (folder / "images" / "more").symlink_to(folder.parent),
+        lambda folder: (
+            (folder.parent / "elsewhere").mkdir(),
+            (folder / "images" / "more").symlink_to(folder.parent / "elsewhere"),
+        ),
         [("unused folder", "images/more", True)],
     ),
     "broken link": (lambda folder: (folder / "images" / "z.png").symlink_to("nothing"), []),
@@ -150,13 +158,13 @@ def test_format_that_labels_the_most_images_is_used(tmp_path: Path) -> None:
         make_image(tmp_path / f"{name}.png", seed)
         (tmp_path / f"{name}.txt").write_text(DOG)
     (tmp_path / "f.txt").unlink()
-    (tmp_path / "f.xml").write_text(make_voc_xml(("dog", VOC_DOG)))
+    (tmp_path / "f.xml").write_text(voc("f", ("dog", VOC_DOG)))
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     data = load_detection_dataset(tmp_path)
     assert (data.format, [sample.path.stem for sample in data.samples]) == ("yolo", list("abcde"))
     assert [(issue.issue_type, issue.path.name, issue.dropped) for issue in data.issues] == [(OTHER, "f.png", True)]
     for name in "abcde":
-        (tmp_path / f"{name}.xml").write_text(make_voc_xml(("dog", VOC_DOG)))
+        (tmp_path / f"{name}.xml").write_text(voc(name, ("dog", VOC_DOG)))
     data = load_detection_dataset(tmp_path)
     assert (data.format, len(data.samples), data.issues) == ("voc", 6, ())
 
@@ -164,7 +172,7 @@ def test_format_that_labels_the_most_images_is_used(tmp_path: Path) -> None:
 def test_images_without_annotation_are_reported(tmp_path: Path) -> None:
     for seed, name in enumerate(("a.png", "b.png", "c.jxl")):
         make_image(tmp_path / f"{name}.png", seed).rename(tmp_path / name)
-    (tmp_path / "a.xml").write_text(make_voc_xml(("dog", VOC_DOG)))
+    (tmp_path / "a.xml").write_text(voc("a", ("dog", VOC_DOG)))
     issues = load_detection_dataset(tmp_path).issues
     assert [(issue.issue_type, issue.path.name) for issue in issues] == [(UNUSED, "b.png"), (UNUSED, "c.jxl")]
     (tmp_path / "a.xml").unlink()

@@ -122,7 +122,8 @@ def test_validation_images_are_kept_if_training_images_are_left(tmp_path: Path) 
 def test_dataset_without_splits_remains_without_splits(tmp_path: Path) -> None:
     for seed, name in enumerate("ab"):
         make_image(tmp_path / "data" / f"{name}.png", seed)
-        (tmp_path / "data" / f"{name}.xml").write_text(make_voc_xml((f"{name} & b", (1, 1, 20, 20))))
+        xml = make_voc_xml((f"{name} &amp; b", (1, 1, 20, 20))).replace("a.png", f"{name}.png")
+        (tmp_path / "data" / f"{name}.xml").write_text(xml)
     samples, changes = repair(tmp_path / "data", tmp_path / "copy")
     assert (samples, changes) == ([("", "a.png", 1), ("", "b.png", 1)], [])
     assert load_detection_dataset(tmp_path / "copy").classes == ("a & b", "b & b")

@@ -194,9 +194,7 @@ def _check_copy(expected: DetectionDataset, folder: Path, output: Path) -> None:
     else:
         samples = {(sample.path, sample.split): sample for sample in data.samples}
         if expected.has_class_names and data.classes != expected.classes:
-            problem = (
-                f"its classes are {', '.join(data.classes)}, but those of the dataset {', '.join(expected.classes)}"
-            )
+            problem = f"its class names would be read as {', '.join(data.classes)}"
         if len(data.samples) != len(expected.samples):
             problem = f"it contains {len(data.samples)} images instead of {len(expected.samples)}"
         for sample in expected.samples:

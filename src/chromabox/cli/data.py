@@ -30,7 +30,8 @@ class ValidateDataset:
     - the number of boxes per class,
     - images without labels, corrupt images, and images in more than one split,
     - labels that could belong to several images, and labels for another image size,
-    - duplicate labels, and boxes that lie outside the image or are smaller than a pixel.
+    - duplicate labels, and boxes that lie outside the image or are smaller than a pixel,
+    - labels without images, unused images, and labels in several formats.
 
     The dataset is never modified. The exit code is 1 if there are problems.
     """
@@ -39,7 +40,7 @@ class ValidateDataset:
     """A folder or .zip file, a .yaml, .data or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the
     cache)."""
     repair: Annotated[Path | None, option("FOLDER", "no copy")] = None
-    """Write a cleaned copy to this new folder, with a report of all changes."""
+    """Write a cleaned copy to this new folder, with a report of all changes. It is compared with the dataset."""
     output: Annotated[Path | None, option("PATH", "not written", short="-o")] = None
     """Also write the results to this .json file."""
     overwrite: bool = False

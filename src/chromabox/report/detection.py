@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from chromabox.detect.data.dataset import DetectionDataset, utf8_safe
+from chromabox.detect.data.dataset import NOTES, DetectionDataset, utf8_safe
 from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.data.validate import default_split
 from chromabox.detect.evaluation.evaluate import DetectionEvaluation, evaluate_detector, find_leaks
@@ -63,7 +63,7 @@ def evaluate_detector_file(
         result = evaluate_detector(detector, evaluated, size=input_size, show_progress=True)
     leaks = find_leaks(dataset, split_name) if split_name else []
     warnings = [f"{first} is identical or nearly identical to {second} in another split" for first, second in leaks]
-    num_issues = len([issue for issue in evaluated.issues if issue.issue_type != "huge box"])
+    num_issues = len([issue for issue in evaluated.issues if issue.issue_type not in NOTES])
     warnings += (
         [f"number of issues in the dataset: {num_issues}; run chromabox data check {data}"] if num_issues else []
     )

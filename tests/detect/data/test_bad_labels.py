@@ -181,7 +181,10 @@ def test_invalid_or_unsafe_xml_is_reported_and_dropped(tmp_path: Path, case: str
     (tmp_path / "a.xml").write_text(BAD_XML[case])
     (tmp_path / "b.xml").write_text(make_voc_xml(("cat", (26, 16, 75, 35))))
     data = load_detection_dataset(tmp_path)
-    assert [(issue.issue_type, issue.path.name) for issue in data.issues] == [("unreadable label", "a.xml")]
+    assert [(issue.issue_type, issue.path.name) for issue in data.issues] == [
+        ("unreadable label", "a.xml"),
+        ("unused picture", "a.png"),
+    ]
     assert [sample.path.name for sample in data.samples] == ["b.png"]
 
 

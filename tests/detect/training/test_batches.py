@@ -79,10 +79,11 @@ def test_duplicates_and_corrupt_images_give_warnings(tmp_path: Path) -> None:
     assert splits.warnings[2] == "classes with fewer than 5 training boxes: 2 of 2"
 
 
-def test_validation_on_the_training_images_gives_one_warning(tmp_path: Path) -> None:
+def test_validation_on_the_training_images_is_told(tmp_path: Path) -> None:
     dataset = make_yolo_dataset(tmp_path, {f"train/{name}": BOX for name in "abcdef"}, CLASS_NAMES)
     (dataset / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [cat, dog, fox]\n")
-    (warning,) = split_dataset(load_detection_dataset(dataset), 0, early_stopping=False).warnings
+    issue, warning = split_dataset(load_detection_dataset(dataset), 0, early_stopping=False).warnings
+    assert "the splits train and val name the same images (6 of 6 in train, 6 of 6 in val)" in issue
     assert warning.startswith("validation images that also occur in the training set: 6 of 6")
 
 

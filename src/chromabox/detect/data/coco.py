@@ -7,7 +7,7 @@ has only polygons is the bounding box of the polygons.
 
 import contextlib
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from chromabox.detect.data.dataset import (
     DatasetBuilder,
     DetectionDataset,
+    LabelIssue,
     RawLabel,
     check_class_names,
     iter_files,
@@ -32,13 +33,16 @@ _REQUIRED_KEYS = ("images", "annotations", "categories")
 def coco_files(folder: Path) -> list[Path]:
     """Return the .json files with COCO annotations in a folder. If any are named instances*, consider only these."""
     files = list(iter_files(folder, {".json"}))
-    found = []
-    for path in [path for path in files if path.name.startswith("instances")] or files:
-        with contextlib.suppress(OSError):
-            content = path.read_bytes()  # Parsing would be slow, because files can be 500 MB in size.
-            if all(f'"{key}"'.encode() in content for key in _REQUIRED_KEYS):
-                found.append(path)
-    return found
+    files = [path for path in files if path.name.startswith("instances")] or files
+    return [path for path in files if is_coco_file(path)]
+
+
+def is_coco_file(path: Path) -> bool:
+    """Return whether a file contains the keys of COCO annotations."""
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()  # Parsing would be slow, because files can be 500 MB in size.
+        return all(f'"{key}"'.encode() in content for key in _REQUIRED_KEYS)
+    return False
 
 
 def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
@@ -78,12 +82,12 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
         for image_id, entries in images.items():
             image_labels, (name, *others) = labels.pop(image_id, []), entries
             if others:
-                reason = (
-                    f"the id {image_id} denotes {len(entries)} images ({name}, {others[0]}{', …' * (len(others) > 1)})"
-                )
-                builder.drop(
-                    "ambiguous picture", file, None, f"{reason}, with {len(image_labels)} labels; expected one"
-                )
+                reason = f"{file.name}: the id {image_id} denotes {len(entries)} images ({name}, {others[0]}{', …' * (len(others) > 1)})"
+                for each in entries:
+                    path = next(iter(index.find(each, file, split, any_split=any_split)), file)
+                    builder.drop(
+                        "ambiguous picture", path, None, f"{reason}, with {len(image_labels)} labels; expected one"
+                    )
                 continue
             path = builder.pick_image(index.find(name, file, split, any_split=any_split), name, file)
             if path is not None:
@@ -116,6 +120,10 @@ def _parse_annotations(
     """Return the labels, keyed by image id. Record an issue for each annotation that is not a valid box."""
     labels: dict[int | str, list[RawLabel]] = defaultdict(list)
     class_ids = {category_id: index for index, category_id in enumerate(category_ids)}
+    counts = Counter(repr(entry["id"]) for entry in annotations if isinstance(entry, dict) and "id" in entry)
+    if repeated := [number for number, count in counts.items() if count > 1]:
+        message = f"ids that belong to several annotations: {', '.join(repeated[:5])[:100]} ({len(repeated)}); all kept"
+        builder.issues.append(LabelIssue("duplicate id", file, None, message, False))
     for index, entry in enumerate(annotations):
         number = entry.get("id") if isinstance(entry, dict) else None
         number = number if isinstance(number, int) else index

@@ -44,8 +44,16 @@ IssueType = Literal[
     "picture without split",
     "picture in several splits",
     "other class names",
+    "picture without label",
+    "duplicate id",
+    "unused picture",
+    "unused annotation",
+    "unused folder",
 ]
 SplitRole = Literal["train", "val", "test", ""]
+
+#: Types of issues that can be correct and are only mentioned.
+NOTES: frozenset[IssueType] = frozenset({"huge box", "picture without label"})
 
 #: Number of pixels by which a box may extend beyond the image without an issue. This allows for rounding and for
 #: formats that count pixels from 1.
@@ -118,7 +126,8 @@ class DetectionDataset:
 
     `splits` are the names of the splits as in the files, in the order of their roles (see `split_role`). If
     `has_class_names` is False, `classes` are "class 0", "class 1", …; YOLO folders need not contain class names.
-    `category_ids` are the ids of the classes in COCO files, and empty for other formats.
+    `category_ids` are the ids of the classes in COCO files, and empty for other formats. `files` are the files with the
+    labels, and the images that they may denote.
     """
 
     samples: tuple[Sample, ...]
@@ -128,6 +137,7 @@ class DetectionDataset:
     format: DatasetFormat = "yolo"
     issues: tuple[LabelIssue, ...] = ()
     category_ids: tuple[int, ...] = ()
+    files: frozenset[Path] = frozenset()
 
     def split(self, name: str) -> "DetectionDataset":
         """Return the images of one split, or of all splits with the same role as `name` if no split has this name.
@@ -360,6 +370,8 @@ class DatasetBuilder:
         self._pixel_boxes: list[tuple[float, ...]] = []
         self.class_ids: set[int] = set()
         """Class numbers in YOLO labels, including those without a name."""
+        self.files: set[Path] = set()
+        """Files with labels, and images that they may denote."""
 
     def drop(self, issue_type: IssueType, path: Path, line: int | None, reason: object) -> None:
         """Record a label or image that is dropped."""
@@ -379,6 +391,7 @@ class DatasetBuilder:
         image. Labels for an image of another size are fitted to the image, or dropped with it (see `fit_to_image`). A
         size that is missing or 0 is not compared.
         """
+        self.files.add(source)
         try:
             size = image_size(path)
         except ChromaboxError as error:
@@ -406,6 +419,7 @@ class DatasetBuilder:
         if len(found) == 1:
             return found[0]
         if found:
+            self.files.update(found)
             paths = " or ".join(map(str, found[:3]))
             self.drop("ambiguous picture", source, None, f"{name} may be {paths}; expected one image with this name")
         else:
@@ -432,8 +446,7 @@ class DatasetBuilder:
             places.setdefault((sample.path, sample.split), []).append(index)
         dropped: set[int] = set()
         for (path, _), (first, *others) in places.items():
-            labels = [_sorted_labels(self.samples[index]) for index in (first, *others)]
-            if others and any(not np.array_equal(labels[0], other) for other in labels[1:]):
+            if any(boxes_differ(self.samples[first], self.samples[index], 0.0) for index in others):
                 sources = " and ".join(map(str, dict.fromkeys(self._sources[index] for index in (first, *others))))
                 times = f"{len(others) + 1} different lists of labels in {sources}"
                 self.drop("ambiguous picture", path, None, f"the image has {times}; expected one")
@@ -467,7 +480,8 @@ class DatasetBuilder:
         if len(names) > 1:
             self._report_shared_images()
         samples, issues = tuple(self.samples), tuple(self.issues)
-        return DetectionDataset(samples, tuple(classes), tuple(names), has_names, dataset_format, issues)
+        files = frozenset(self.files)
+        return DetectionDataset(samples, tuple(classes), tuple(names), has_names, dataset_format, issues, files=files)
 
     def _report_shared_images(self) -> None:
         """Record one issue for each group of splits that contain the same image files."""
@@ -502,10 +516,22 @@ def _parse_size(values: tuple[object, object]) -> tuple[float, float] | None:
     return width, height
 
 
-def _sorted_labels(sample: Sample) -> Float64[np.ndarray, "boxes 6"]:
-    """Return class, box and crowd flag of all labels in a fixed order."""
-    labels = np.column_stack([sample.class_ids, sample.boxes, sample.is_crowd]).astype(np.float64)
-    return labels[np.lexsort(labels.T)]
+def boxes_differ(first: Sample, second: Sample, tolerance: float, *, compare_classes: bool = True) -> bool:
+    """Return whether the boxes of two samples differ in number, in class or by more than `tolerance` pixels.
+
+    The order of the boxes is not compared.
+    """
+    if len(first.boxes) != len(second.boxes):
+        return True
+    distances = np.abs(first.boxes[:, None] - second.boxes).max(2, initial=0)
+    if compare_classes:
+        distances[first.class_ids[:, None] != second.class_ids] = np.inf
+    for row in distances:
+        nearest = row.argmin()
+        if not row[nearest] <= tolerance:
+            return True
+        distances[:, nearest] = np.inf
+    return False
 
 
 @contextlib.contextmanager
@@ -591,13 +617,13 @@ def iter_files(folder: Path, suffixes: frozenset[str] | set[str] = IMAGE_SUFFIXE
     folders are followed, except links to a folder that contains the link, which would have no end.
     """
     for top, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not _is_circular(top, name))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not is_circular(top, name))
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
                 yield Path(top) / name
 
 
-def _is_circular(top: str, name: str) -> bool:
+def is_circular(top: str, name: str) -> bool:
     """Return whether a folder is a link to a folder on its own path."""
     path = Path(top, name).absolute()
     return path.is_symlink() and os.path.realpath(path) in map(os.path.realpath, path.parents)

@@ -10,6 +10,9 @@
 `coco128` and `raccoon` can be loaded by name if the mirror or the cache folder contains a folder of that name.
 """
 
+import contextlib
+import functools
+import itertools
 import logging
 import lzma
 import os
@@ -19,15 +22,32 @@ import struct
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from chromabox.detect.data.coco import coco_files, read_coco
-from chromabox.detect.data.dataset import COCO_CLASSES, DetectionDataset, atomic_folder, split_from_path
+import numpy as np
+
+from chromabox.detect.data.coco import coco_files, is_coco_file, read_coco
+from chromabox.detect.data.dataset import (
+    COCO_CLASSES,
+    DetectionDataset,
+    LabelIssue,
+    SplitRole,
+    atomic_folder,
+    boxes_differ,
+    is_circular,
+    iter_files,
+    split_from_path,
+    split_role,
+)
 from chromabox.detect.data.voc import read_voc, voc_files
-from chromabox.detect.data.yolo import find_yolo_yamls, read_yolo
+from chromabox.detect.data.yolo import find_yolo_yamls, is_label_file, label_path, read_yolo
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.fetch import cache_folder
+from chromabox.io.images import IMAGE_SUFFIXES
+from chromabox.io.kinds import identify
 from chromabox.io.manifest import sha256_file
 
 log = logging.getLogger(__name__)
@@ -47,13 +67,17 @@ MAX_ZIP_FILES, MAX_ZIP_RATIO = 2_000_000, 100
 #: Files of this total size in bytes are unpacked at any ratio.
 SMALL_ZIP_BYTES = 1 << 24
 _DECODING_ERRORS = (zlib.error, lzma.LZMAError, struct.error, OverflowError)
+#: Maximum difference in pixels of the same box in two formats. VOC files contain whole pixels, counted from 0 or 1.
+FORMAT_TOLERANCE = 2.0
 
 
 def load_detection_dataset(path: Path | str, split: str | None = None) -> DetectionDataset:
     """Load the dataset at `path`: a folder or its `.zip`, a YOLO `.yaml`, a Darknet `.data`, a COCO `.json`, or a name.
 
-    In a folder, a YOLO `.yaml` takes precedence over COCO files, and COCO files over other labels. Invalid labels are
-    fixed or dropped individually and recorded in `issues`. Only the headers of the images are read. If `split` is
+    If a folder contains labels in several formats, a dataset with a YOLO `.yaml` is used, otherwise the format that
+    labels the most images (COCO before VOC and VOC before YOLO if the numbers are equal). Labels of the other formats
+    that contradict these, and images and labels that do not belong to the dataset, are recorded in `issues`. Invalid
+    labels are fixed or dropped individually and also recorded. Only the headers of the images are read. If `split` is
     given, only the images of this split are returned.
 
     Raise UsageError if the path or the split does not exist, the file type is not supported, or a folder contains more
@@ -61,33 +85,169 @@ def load_detection_dataset(path: Path | str, split: str | None = None) -> Detect
     """
     source = resolve_dataset(path)
     suffix = source.suffix.lower() if source.is_file() else ""
-    descriptions = [] if suffix else find_yolo_yamls(source)
-    if len(descriptions) > 1:
-        names = ", ".join(path.name for path in descriptions)
-        raise UsageError(f"{source}: contains several dataset descriptions ({names}); use the path of one of them")
     if source.is_file() and suffix not in (*YOLO_SUFFIXES, ".json"):
         raise UsageError(
             f"{source}: unsupported file; expected a folder, a .zip, a .yaml or .data (YOLO) or a .json (COCO)"
         )
     # COCO128 is published without class names.
     default_names = COCO_CLASSES if source.name == "coco128" else ()
-    if suffix == ".json":
-        source = source.absolute()
+    root = source.absolute() if source.is_dir() else source.absolute().parent
+    if source.is_dir():
+        datasets = _read_all_formats(source, default_names)
+    elif suffix == ".json":
         # The images of a file in a folder of annotations are next to this folder.
-        is_annotation_folder = source.parent.name.lower() in ANNOTATION_FOLDERS
-        data = read_coco(source.parent.parent if is_annotation_folder else source.parent, [source])
-    elif suffix or descriptions:
-        data = read_yolo(source if suffix else descriptions[0], default_names)
-    elif files := coco_files(source):
-        data = read_coco(source, files)
-    elif files := voc_files(source):
-        data = read_voc(source, files)
+        root = root.parent if root.name.lower() in ANNOTATION_FOLDERS else root
+        datasets = [read_coco(root, [source.absolute()])]
     else:
-        data = read_yolo(source, default_names)
+        datasets = [read_yolo(source, default_names)]
+    data = datasets[0]
+    for other in datasets[1:]:
+        data = _compare_formats(data, other)
+    issues = [*_images_without_labels(data), *_unused_files(source, root, data, datasets)]
+    data = replace(data, issues=(*data.issues, *issues))
     if not data.samples:
         first_issue = f"; the first issue is: {data.issues[0]}" if data.issues else ""
         raise ChromaboxError(f"{source}: contains no readable labelled images{first_issue}")
     return data if split is None else data.split(split)
+
+
+def _read_all_formats(folder: Path, default_names: Sequence[str]) -> list[DetectionDataset]:
+    """Read a folder in each format of which it contains files. The first dataset is the one to use."""
+    descriptions = find_yolo_yamls(folder)
+    if len(descriptions) > 1:
+        names = ", ".join(path.name for path in descriptions)
+        raise UsageError(f"{folder}: contains several dataset descriptions ({names}); use the path of one of them")
+    readers: list[Callable[[], DetectionDataset]] = [
+        functools.partial(read_yolo, path, default_names) for path in descriptions
+    ]
+    if files := coco_files(folder):
+        readers.append(functools.partial(read_coco, folder, files))
+    if files := voc_files(folder):
+        readers.append(functools.partial(read_voc, folder, files))
+    if not readers or (not descriptions and any(map(is_label_file, iter_files(folder, {".txt"})))):
+        readers.append(functools.partial(read_yolo, folder, default_names))
+    datasets = [readers[0]()]
+    for reader in readers[1:]:
+        with contextlib.suppress(ChromaboxError):  # The files of this format are recorded as unused.
+            datasets.append(reader())
+    if not descriptions:
+        datasets.sort(key=lambda data: sum(len(sample.boxes) > 0 for sample in data.samples), reverse=True)
+    return datasets
+
+
+def _compare_formats(data: DetectionDataset, other: DetectionDataset) -> DetectionDataset:
+    """Add an issue for each image whose labels in another format differ. Drop the image if only these have boxes."""
+    names = {"yolo": "YOLO", "coco": "COCO", "voc": "Pascal VOC"}
+    used, unused = f"the {names[data.format]} labels", f"the {names[other.format]} labels"
+    compare_classes = data.has_class_names and other.has_class_names
+    table = np.array([data.classes.index(name) if name in data.classes else -1 for name in other.classes], np.int64)
+    samples = {_key(sample.path): sample for sample in data.samples}
+    known = {(issue.issue_type, _key(issue.path), issue.line) for issue in data.issues}
+    issues = [issue for issue in other.issues if (issue.issue_type, _key(issue.path), issue.line) not in known]
+    only_other = set()
+    for sample in other.samples:
+        key = _key(sample.path)
+        if len(sample.boxes) == 0:
+            continue
+        if key not in samples or len(samples[key].boxes) == 0:
+            only_other.add(key)
+            message = f"{unused} mark objects in this image, but {used} do not, and only {used} are used; dropped"
+            issues.append(LabelIssue("unused annotation", sample.path, None, message, True))
+            continue
+        converted = replace(sample, class_ids=table[sample.class_ids]) if compare_classes else sample
+        if boxes_differ(samples[key], converted, FORMAT_TOLERANCE, compare_classes=compare_classes):
+            message = f"{unused} of this image differ from {used}; only {used} are used"
+            issues.append(LabelIssue("unused annotation", sample.path, None, message, False))
+    kept = tuple(sample for sample in data.samples if _key(sample.path) not in only_other)
+    return replace(data, samples=kept, issues=(*data.issues, *issues))
+
+
+def _images_without_labels(data: DetectionDataset) -> list[LabelIssue]:
+    """Return an issue for each folder of a YOLO dataset with images that have no label file."""
+    names: dict[Path, dict[str, None]] = {}
+    for sample in data.samples if data.format == "yolo" else ():
+        if not os.path.isfile(label_path(sample.path)):
+            names.setdefault(sample.path.parent, {})[sample.path.name] = None
+    issues = []
+    for folder, unlabelled in names.items():
+        example = ", ".join(list(unlabelled)[:3]) + (", …" if len(unlabelled) > 3 else "")
+        message = f"images without a label file: {len(unlabelled)} ({example}); used as images without objects"
+        issues.append(LabelIssue("picture without label", folder, None, message, False))
+    return issues
+
+
+def _unused_files(
+    source: Path, root: Path, data: DetectionDataset, datasets: Sequence[DetectionDataset]
+) -> list[LabelIssue]:
+    """Return an issue for each image and label file in `root` that is not used, and for folders that cannot be read.
+
+    If `source` is a file, the folders with images and labels are searched, but only if no second such file could
+    describe them.
+
+    Args:
+        source: path of the dataset.
+        root: the folder of the dataset.
+        data: the dataset that is used.
+        datasets: the labels in all formats.
+    """
+    images = {_key(sample.path) for sample in data.samples}
+    stems, image_folders = {path.stem for path in images}, {path.parent for path in images}
+    # Masks, depth maps and annotated copies have the names of the images, but lie in other folders, which denote the
+    # same split or none.
+    copies: set[tuple[str, SplitRole]] = {(stem, "") for stem in stems}
+    copies |= {(sample.path.stem, split_role(sample.split)) for sample in data.samples}
+    used = images | {_key(path) for each in datasets for path in each.files}
+    used |= {_key(issue.path) for each in (data, *datasets) for issue in each.issues}
+    if source.is_dir():
+        folders = [root]
+    elif (coco_files(root) if source.suffix.lower() == ".json" else find_yolo_yamls(root)) == [source.absolute()]:
+        files = [path for path in images | {_key(path) for path in data.files} if path.is_relative_to(root.resolve())]
+        parts = [path.relative_to(root.resolve()).parts for path in files]
+        folders = sorted({root / part[0] for part in parts if len(part) > 1 and (root / part[0]).is_dir()})
+    else:
+        folders = []
+    issues: list[LabelIssue] = []
+
+    def record(error: OSError) -> None:
+        message = f"the folder cannot be read ({error.strerror})"
+        issues.append(LabelIssue("unused folder", Path(error.filename), None, message, True))
+
+    walks = (os.walk(folder, onerror=record, followlinks=True) for folder in folders)
+    for top, subfolders, names in itertools.chain.from_iterable(walks):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and not is_circular(top, name))
+        parent, role = Path(top).resolve(), split_role(split_from_path(Path(top, "name"), root))
+        for path in (Path(top, name) for name in sorted(names) if not name.startswith(".")):
+            if parent / path.name not in used and path.is_file():
+                may_be_copy = parent not in image_folders and (path.stem, role) in copies
+                issues += _unused_file(path, stems, may_be_copy=may_be_copy)
+    return issues
+
+
+def _unused_file(path: Path, image_stems: Set[str], *, may_be_copy: bool) -> list[LabelIssue]:
+    """Return a list with an issue for an unused file if it contains labels or an image, otherwise an empty list."""
+    suffix = path.suffix.lower()
+    if suffix == ".txt" and is_label_file(path):
+        return [LabelIssue("label without picture", path, None, "no image of the dataset has this name; dropped", True)]
+    # COCO publishes other annotations of the same images in files with these names.
+    is_other_task = path.name.startswith(("person_keypoints", "stuff", "panoptic", "image_info"))
+    is_annotation = path.stem in image_stems or (suffix == ".json" and is_coco_file(path))
+    if suffix in (".json", ".xml") and is_annotation and not is_other_task:
+        return [LabelIssue("unused annotation", path, None, "the labels are read from other files; dropped", True)]
+    try:
+        kind = identify(path).description
+    except OSError as error:
+        kind = f"file that cannot be read ({error.strerror})"
+    if suffix in IMAGE_SUFFIXES and not may_be_copy:
+        return [LabelIssue("unused picture", path, None, "no label or split names this image; dropped", True)]
+    if suffix not in IMAGE_SUFFIXES and kind.endswith(("image", "camera raw file")):
+        message = f"{kind}; expected a supported format with its usual suffix, for example .jpg or .png; dropped"
+        return [LabelIssue("unused picture", path, None, message, True)]
+    return []
+
+
+def _key(path: Path) -> Path:
+    """Return a path that is equal for different spellings of the same path. A link to a file remains a link."""
+    return path.parent.resolve() / path.name
 
 
 def resolve_dataset(path: Path | str) -> Path:

@@ -82,17 +82,12 @@ def read_yolo(source: Path, default_names: Sequence[str] = ()) -> DetectionDatas
             others = ", ".join(str(other) for other in images_by_file[file] if other != path)
             reason = f"{path.name} has the same label file {file} as {others}; expected one image"
             builder.drop("ambiguous picture", path, None, reason)
+            builder.files.add(file)
             continue
         labels = _read_labels(file, num_allowed, keypoint_shape, builder)
         builder.add_image(path, split, file, labels)
     issue = _class_numbers_issue(builder.class_ids, len(class_names) or declared_count, source)
     builder.issues[:0] = [] if issue is None else [issue]
-    for path in iter_files(source, {".txt"}):  # There are no such files if ``source`` is a file.
-        if path in images_by_file or path.name.lower() in _NON_LABEL_FILES:
-            continue
-        with path.open(encoding="utf-8", errors="replace") as stream:
-            if LABEL_ROW.fullmatch(stream.readline()):
-                builder.drop("label without picture", path, None, "no image has this name")
     num_classes = max((int(sample.class_ids.max(initial=-1)) for sample in builder.samples), default=-1) + 1
     classes = class_names or [f"class {index}" for index in range(declared_count or num_classes)]
     # A split that a .yaml file defines is kept even if it contains no images.
@@ -108,6 +103,16 @@ def _class_numbers_issue(class_ids: set[int], num_classes: int, source: Path) ->
         f"from 1, all boxes have wrong names; expected 0 to {num_classes - 1}"
     )
     return LabelIssue("unknown class", source, None, message, False)
+
+
+def is_label_file(path: Path) -> bool:
+    """Return whether a .txt file contains YOLO labels: it is empty, or its first line has at least five numbers."""
+    if path.name.lower() in _NON_LABEL_FILES or not path.is_file():
+        return False
+    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+        line = file.readline()
+        return line == "" or LABEL_ROW.fullmatch(line) is not None
+    return False
 
 
 def label_path(image_path: Path) -> Path:

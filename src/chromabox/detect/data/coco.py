@@ -82,12 +82,12 @@ def read_coco(root: Path, files: Sequence[Path]) -> DetectionDataset:
         for image_id, entries in images.items():
             image_labels, (name, *others) = labels.pop(image_id, []), entries
             if others:
-                reason = f"{file.name}: the id {image_id} denotes {len(entries)} images ({name}, {others[0]}{', …' * (len(others) > 1)})"
+                more = ", …" * (len(others) > 1)
+                reason = f"{file.name}: the id {image_id} denotes {len(entries)} images ({name}, {others[0]}{more})"
+                reason += f", with {len(image_labels)} labels; expected one"
                 for each in entries:
-                    path = next(iter(index.find(each, file, split, any_split=any_split)), file)
-                    builder.drop(
-                        "ambiguous picture", path, None, f"{reason}, with {len(image_labels)} labels; expected one"
-                    )
+                    found = index.find(each, file, split, any_split=any_split)
+                    builder.drop("ambiguous picture", found[0] if found else file, None, reason)
                 continue
             path = builder.pick_image(index.find(name, file, split, any_split=any_split), name, file)
             if path is not None:

@@ -74,7 +74,7 @@ CASES = {
         {"train/0.jpg": 1, "test/1.jpg": 3},
         ["missing picture"],
     ),
-    "VOC, the suffix decides": Case("0.jpg 0.png", {"0.xml": 1}, {"0.jpg": 1}),
+    "VOC, the suffix decides": Case("0.jpg 0.png", {"0.xml": 1}, {"0.jpg": 1}, ["unused picture"]),
     "VOC, the name is ambiguous": Case(
         "a/0.jpg b/0.jpg b/1.jpg", {"xml/0.xml": 1, "xml/1.xml": 2}, {"b/1.jpg": 2}, ["ambiguous picture"]
     ),
@@ -114,7 +114,7 @@ CASES = {
         ["ambiguous picture"],
     ),
     "COCO, another suffix": Case(
-        "0.png 1.jpg", {"labels.json": {"0.jpg": 1, "1.jpg": 2}}, {"1.jpg": 2}, ["missing picture"]
+        "0.png 1.jpg", {"labels.json": {"0.jpg": 1, "1.jpg": 2}}, {"1.jpg": 2}, ["missing picture", "unused picture"]
     ),
     "COCO, all images in one folder": Case(
         "train/0.jpg train/1.jpg",
@@ -144,7 +144,9 @@ CASES = {
     "YOLO, two images with one label file": Case(
         "0.jpg 0.png 1.jpg", {"0.txt": 1, "1.txt": 2}, {"1.jpg": 2}, ["ambiguous picture"] * 2
     ),
-    "YOLO, two background images": Case("0.jpg 0.png 1.jpg", {"1.txt": 2}, {"0.jpg": None, "0.png": None, "1.jpg": 2}),
+    "YOLO, two background images": Case(
+        "0.jpg 0.png 1.jpg", {"1.txt": 2}, {"0.jpg": None, "0.png": None, "1.jpg": 2}, ["picture without label"]
+    ),
 }
 
 
@@ -184,9 +186,12 @@ def test_id_of_several_images_is_reported(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text(json.dumps(content))
     data = load_detection_dataset(tmp_path)
     assert [sample.path.name for sample in data.samples] == ["c.png"]
-    (issue,) = data.issues
-    assert (issue.issue_type, issue.path.name) == ("ambiguous picture", "labels.json")
-    assert issue.message == "the id 0 denotes 2 images (a.png, b.png), with 1 labels; expected one; dropped"
+    assert [(issue.issue_type, issue.path.name) for issue in data.issues] == [
+        ("ambiguous picture", "a.png"),
+        ("ambiguous picture", "b.png"),
+    ]
+    message = "labels.json: the id 0 denotes 2 images (a.png, b.png), with 1 labels; expected one; dropped"
+    assert data.issues[0].message == message
     images[2]["id"] = 0
     (tmp_path / "labels.json").write_text(json.dumps(content))
     with pytest.raises(ChromaboxError, match=r"contains no readable labelled images; the first issue is: .*the id 0"):
@@ -214,7 +219,7 @@ def test_list_of_images_is_not_relative_to_the_working_directory(
     monkeypatch.chdir(tmp_path / "other")
     data = load_detection_dataset(tmp_path / "set")
     assert [sample.path.name for sample in data.samples] == ["b.png"]
-    assert [issue.issue_type for issue in data.issues] == ["missing picture"]
+    assert [issue.issue_type for issue in data.issues] == ["missing picture", "picture without label"]
 
 
 @pytest.mark.parametrize("name", ["Größe.jpg", unicodedata.normalize("NFD", "Größe.jpg"), "GRÖSSE.JPG"])

@@ -117,10 +117,10 @@ CASES: dict[str, tuple[Callable[[Path], object], list[tuple[str, str, bool]]]] =
     ),
     "linked folder": (
         lambda folder: (
-            (folder.parent / "elsewhere").mkdir(),
+            image("elsewhere/z.png")(folder.parent),
             (folder / "images" / "more").symlink_to(folder.parent / "elsewhere"),
         ),
-        [("unused folder", "images/more", True)],
+        [("unused picture", "images/more/z.png", True)],
     ),
     "broken link": (lambda folder: (folder / "images" / "z.png").symlink_to("nothing"), []),
 }
@@ -198,7 +198,7 @@ def test_repeated_ids_in_coco_are_reported(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text(coco(names, images=images))
     data = load_detection_dataset(tmp_path)
     assert [sample.path.name for sample in data.samples] == ["c.png"]
-    dropped = [issue for issue in data.issues if issue.issue_type == "duplicate id"]
+    dropped = [issue for issue in data.issues if issue.issue_type == "ambiguous picture"]
     assert [(issue.path.name, issue.dropped) for issue in dropped] == [("a.png", True), ("b.png", True)]
     annotations = [{"id": 4, "image_id": image_id, "category_id": 1, "bbox": COCO_DOG} for image_id in range(3)]
     (tmp_path / "labels.json").write_text(coco(names, annotations=annotations))
@@ -207,7 +207,7 @@ def test_repeated_ids_in_coco_are_reported(tmp_path: Path) -> None:
     assert [(issue.issue_type, issue.dropped) for issue in data.issues] == [("duplicate id", False)]
     categories = [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]
     (tmp_path / "labels.json").write_text(coco(names, categories=categories))
-    with pytest.raises(ChromaboxError, match=r"labels\.json: categories: an id is used twice"):
+    with pytest.raises(ChromaboxError, match=r"labels\.json: several categories have the same id"):
         load_detection_dataset(tmp_path)
 
 

@@ -94,7 +94,7 @@ def test_one_of_each_image_is_kept_if_training_and_validation_images_are_the_sam
     (source / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [cat, dog]\n")
     report = validate_dataset(source)
     assert not report.is_valid
-    assert len(report.leaks) == 2
+    assert report.issue_counts == {"picture in several splits": 1}
     samples, changes = repair(source, tmp_path / "copy")
     assert samples == [("train", "a.png", 1), ("train", "b.png", 1)]
     path = source / "images" / "train" / "a.png"

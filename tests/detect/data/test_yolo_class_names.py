@@ -5,6 +5,7 @@ The places and formats are those of the exports: data.yaml of Ultralytics (names
 line). YAML 1.2 defines yes, no and off as text.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,11 @@ def test_invalid_or_contradictory_names_are_rejected(tmp_path: Path, case: str) 
     assert str(caught.value).startswith(str(tmp_path))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_escaped_characters_of_json_are_read(tmp_path: Path) -> None:
+    """JSON escapes U+1F43E as a pair of surrogates (RFC 8259, section 7)."""
+    folder = make_yolo_dataset(tmp_path, {"train/a": BOX, "val/b": BOX}, None)
+    description = json.dumps({"train": "images/train", "val": "images/val", "names": ["\U0001f43e"]})
+    (folder / "data.yaml").write_text(description)
+    assert load_detection_dataset(folder).classes == ("\U0001f43e",)

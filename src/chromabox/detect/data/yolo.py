@@ -349,6 +349,10 @@ class _BoundedLoader(yaml.BaseLoader):
             raise yaml.YAMLError(f"line {self.line + 1}: references (*) to lists and mappings are not supported")
         return node
 
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        """Return the text. In JSON, which is also YAML, characters above U+FFFF are escaped as pairs of surrogates."""
+        return str(super().construct_scalar(node)).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return the mapping. Raise ConstructorError if a key is repeated."""
         mapping = super().construct_mapping(node, deep)

@@ -5,22 +5,26 @@
 
 The script makes small valid files in all formats that a reader supports. An input is one of these files, changed at
 random: bytes are overwritten, inserted, deleted, repeated or truncated, numbers in headers and in text are replaced by
-extreme ones, and parts of other files are inserted. Changed PNG chunks get a correct checksum. An input depends only on
-the kind, the seed of the run and its number, so that a fault can be reproduced.
+extreme ones, and parts of other files are inserted. Changed PNG chunks get a correct checksum. In a zip archive (.pt),
+one member is changed, usually the pickle, and instructions that would execute code are inserted. An input depends only
+on the kind, the seed of the run and its number, so that a fault can be reproduced.
 
 Each input must be read, or rejected with a ChromaboxError of one line that names the file, within 2 s of processor time
-and 512 MB of additional memory. The files are read in a child process, whose address space is limited by ``setrlimit``
+and 512 MB of additional memory. Python's audit events must show that reading it has started no process and written
+no file. The files are read in a child process, whose address space is limited by ``setrlimit``
 and which is restarted after a crash or after 60 s without a result. The script requires Linux.
 
 Options:
     --inputs N      number of inputs of each kind (default 1000)
     --seed S        seed of the mutations (default 0)
-    --kind KINDS    image, hints, palette, cfg, yaml, labels, run, manifest, checkpoint, onnx or all (default image)
+    --kind KINDS    image, hints, palette, cfg, yaml, labels, run, manifest, checkpoint, onnx, detector, darknet, pickle
+                    or all (default image)
     --first N       number of the first input (default 0)
     --keep FOLDER   folder in which the inputs with faults are saved
 
 The last line of each kind counts the inputs that were read, rejected and faulty, and gives the maximum time and memory.
-The exit code is 1 if there are faults. The kinds checkpoint and onnx require the extra ``train``.
+The exit code is 1 if there are faults. The kinds checkpoint, onnx, detector, darknet and pickle require the extra
+``train``.
 """
 
 import argparse
@@ -29,6 +33,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickletools
 import random
 import re
 import resource
@@ -38,6 +43,7 @@ import tempfile
 import time
 import traceback
 import warnings
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -210,15 +216,20 @@ names:
   0: cat
   1: &name "dog"
 nc: 2
+kpt_shape: [4, 2]
 """
 COCO = {
     "images": [{"id": 1, "file_name": "images/train/a.png", "width": 30, "height": 20}],
-    "annotations": [{"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 2, 10, 10.5], "iscrowd": 0}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 2, 10, 10.5], "iscrowd": 0},
+        {"id": 2, "image_id": 1, "category_id": 1, "segmentation": [[1, 2, 9.5, 3, 8, 11]]},
+    ],
     "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
 }
 VOC = b"""<annotation><filename>a.png</filename><size><width>30</width><height>20</height></size>
 <object><name>cat</name><difficult>0</difficult>
-<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>12</xmax><ymax>13</ymax></bndbox></object></annotation>
+<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>12</xmax><ymax>13</ymax></bndbox></object>
+<object><name>cat</name><polygon><x1>1</x1><y1>2</y1><x2>9</x2><y2>13</y2></polygon></object></annotation>
 """
 
 
@@ -338,6 +349,86 @@ def read_onnx(path: Path) -> object:
     return open_model(path, threads=1)
 
 
+def small_architecture() -> Any:
+    from chromabox.detect.models.architecture import Architecture, Convolution, MaxPool, Yolo
+
+    head = Convolution(21, 1, batch_normalise=False, activation="linear")
+    anchors = ((10.0, 14.0), (23.0, 27.0), (37.0, 58.0))
+    layers = (Convolution(4, 3, 2), MaxPool(2, 2), Convolution(8, 3), MaxPool(2, 2), head, Yolo((0, 1, 2), anchors, 2))
+    return Architecture("small", layers, size=64)
+
+
+def small_detector() -> Any:
+    import torch
+
+    from chromabox.detect.models.architecture import DARKNET
+    from chromabox.detect.models.darknet import DarknetModel
+    from chromabox.detect.weights.load import Detector
+
+    torch.manual_seed(0)
+    return Detector(DarknetModel(small_architecture(), DARKNET).eval(), ("cat", "dog"), 64, {"name": "small"})
+
+
+def detector_files() -> Files:
+    from chromabox.detect.weights.convert import export_detector
+    from chromabox.detect.weights.load import save_detector
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_detector(Path(folder, "a.safetensors"), small_detector())
+        export_detector(small_detector(), Path(folder, "a.onnx"))
+        return {name: Path(folder, name).read_bytes() for name in ("a.safetensors", "a.onnx")}
+
+
+def read_detector(path: Path) -> object:
+    from chromabox.detect.weights.load import load_detector
+    from chromabox.detect.weights.onnx_model import load_onnx_detector
+
+    if path.suffix == ".onnx":
+        load_onnx_detector(path, threads=1)
+    return load_detector(path.with_suffix(".weights") if path.suffix == ".cfg" else path)
+
+
+def write_darknet_files(folder: Path) -> None:
+    """Write a weight file and its configuration. One of them is replaced by each input."""
+    from chromabox.detect.weights.darknet_cfg import write_cfg
+    from chromabox.detect.weights.load import write_darknet
+
+    write_darknet(folder / "a.weights", small_detector().model)
+    write_cfg(small_architecture(), folder / "a.cfg")
+
+
+def darknet_files() -> Files:
+    with tempfile.TemporaryDirectory() as name:
+        write_darknet_files(Path(name))
+        return {path.name: path.read_bytes() for path in Path(name).iterdir()}
+
+
+def pickle_files() -> Files:
+    """Return files of PyTorch with the tensors of YOLOv3-tiny, in modules and as a dictionary."""
+    import torch
+
+    names = [f"model.{layer}.{key}" for layer in range(11) for key in ("conv.weight", "bn.weight", "bn.bias")]
+    names += [f"model.{layer}.bn.running_{key}" for layer in range(11) for key in ("mean", "var")]
+    names += [f"model.11.m.{head}.{key}" for head in range(2) for key in ("weight", "bias")]
+    state: dict[str, Any] = {name: torch.ones(21 if ".m." in name else 2) for name in sorted(names)}
+    state["model.11.anchors"] = torch.ones(2, 3, 2).half()
+    modules = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1), torch.nn.BatchNorm2d(1), torch.nn.SiLU())
+    modules.names = {0: "cat", 1: "dog"}  # type: ignore[assignment]
+    contents = {"state.pt": state, "modules.pt": {"model": modules, "date": "2024-01-02", "array": np.arange(3)}}
+    files = {}
+    for name, content in contents.items():
+        torch.save(content, buffer := BytesIO())
+        files[name] = buffer.getvalue()
+    return files
+
+
+def read_pickle(path: Path) -> object:
+    from chromabox.detect.models.architecture import ULTRALYTICS_9_6
+    from chromabox.detect.weights.ultralytics import read_ultralytics
+
+    return read_ultralytics(path, ULTRALYTICS_9_6)
+
+
 def read_image(path: Path) -> object:
     from chromabox.io.images import read_image
 
@@ -367,6 +458,9 @@ KINDS = {
     "manifest": Kind(manifest_files, read_manifest),
     "checkpoint": Kind(checkpoint_files, read_checkpoint),
     "onnx": Kind(onnx_files, read_onnx),
+    "detector": Kind(detector_files, read_detector),
+    "darknet": Kind(darknet_files, read_detector, write_darknet_files),
+    "pickle": Kind(pickle_files, read_pickle),
 }
 
 EXTREME_INTEGERS = (0, 1, 2, 3, 5, 9, 16, 17, 127, 128, 255, 256, 4096, 32767, 32768, 65535, 2**24, 2**31 - 1, 2**31)
@@ -376,6 +470,42 @@ EXTREME_WORDS = (
     b'{} "" "x" [[]] () (3,3) <f8 |O >u2 .. / /dev/zero ~ * & ! # : = , \xff \xc3\xa9 \x00'.split(b" "),
     *(b"[" * 3000, b"(" * 300, b"{" * 100, b"9" * 5000, b"\n\n", b" " * 20, b"\xff\xfe", "\u0660\u0661".encode()),
 )
+#: Instructions of pickles: calls that would execute code, large allocations, nested tuples, and references.
+PICKLE_PARTS = [
+    *(
+        b"cposix\nsystem\n(S'touch executed'\ntR",
+        b'cbuiltins\neval\n(S\'open("executed", "w")\'\ntR',
+        b"i__main__\nf\n",
+    ),
+    *(
+        b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R",
+        b"cos\nsystem\n",
+        b"csubprocess\nPopen\n((lK\x01tR",
+        b"R",
+        b"b",
+        b"\x81",
+    ),
+    *(
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"cnumpy\ndtype\n",
+        b"\x82\x01",
+        b"\x93",
+        b"\x95" + b"\xff" * 8,
+        b"Q",
+        b"u",
+        b"s",
+    ),
+    *(
+        b"q\x01h\x01\x86" * 40,
+        b"\x85" * 100_000,
+        b"}q\x00h\x00",
+        b"r\xff\xff\xff\x7f",
+        b"\x8b\xff\xff\xff\x7f",
+        b"(",
+        b"t",
+        b"0",
+    ),
+]
 
 
 def mutate(content: bytes, others: list[bytes], rng: random.Random) -> bytes:
@@ -431,7 +561,51 @@ def make_input(kind: str, seed: int, number: int, files: Files) -> tuple[str, by
     rng = random.Random(f"{kind} {seed} {number}")
     names = sorted(files)
     name = names[number % len(names)]
+    if files[name].startswith(b"PK") and rng.random() < 0.9:
+        return name, mutate_archive(files[name], rng)
     return name, mutate(files[name], [files[other] for other in names], rng)
+
+
+def mutate_archive(content: bytes, rng: random.Random) -> bytes:
+    """Return a zip archive in which one member is changed, usually the pickle of a PyTorch file."""
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = next(iter(members)) if rng.random() < 0.9 else rng.choice(list(members))
+    if name.endswith(".pkl") and rng.random() < 0.5:
+        # Insert complete instructions between others, so that the unpickler executes what precedes and follows them.
+        positions = [position or 0 for _, _, position in pickletools.genops(members[name])]
+        changed = bytearray(members[name])
+        for position in sorted(rng.choices(positions[1:], k=rng.choice((1, 2, 5))), reverse=True):
+            changed[position:position] = rng.choice(PICKLE_PARTS)
+    else:
+        changed = bytearray(mutate(members[name], list(members.values()), rng))
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
+        for member, data in {**members, name: bytes(changed)}.items():
+            archive.writestr(zipfile.ZipInfo(member), data, archive.compression)
+    return buffer.getvalue()
+
+
+#: Audit events (https://docs.python.org/3/library/audit_events.html) during the reading of an input.
+EVENTS: list[str] | None = None
+ACTIONS = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+)
+
+
+def record_action(event: str, arguments: tuple[Any, ...]) -> None:
+    """Record that code has started a process or opened a file for writing."""
+    if EVENTS is None:
+        return
+    if event in ACTIONS or (event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
+        EVENTS.append(f"{event} {arguments[0]!r}")
 
 
 def check(read: Callable[[Path], object], path: Path) -> tuple[str, str, float, int]:
@@ -443,6 +617,8 @@ def check(read: Callable[[Path], object], path: Path) -> tuple[str, str, float, 
     Path("/proc/self/clear_refs").write_text("5")  # Reset VmHWM.
     resident, size = memory_bytes("VmHWM"), memory_bytes("VmSize")
     resource.setrlimit(resource.RLIMIT_AS, (size + MAX_ADDRESS_SPACE, resource.RLIM_INFINITY))
+    global EVENTS
+    EVENTS = []
     start = time.process_time()
     try:
         outcome, problem = "read", ""
@@ -458,6 +634,9 @@ def check(read: Callable[[Path], object], path: Path) -> tuple[str, str, float, 
         frame = next((frame for frame in reversed(frames) if "chromabox" in frame.filename), frames[-1])
         problem = f"{type(error).__name__}: {str(error)[:200]} ({Path(frame.filename).name}:{frame.lineno})"
     seconds, num_bytes = time.process_time() - start, memory_bytes("VmHWM") - resident
+    if EVENTS:
+        problem = f"reading it caused {', '.join(EVENTS)[:200]} ({problem or outcome})"
+    EVENTS = None
     if seconds > MAX_SECONDS:
         problem = f"{seconds:.1f} s of processor time ({problem or outcome})"
     if num_bytes > MAX_BYTES:
@@ -479,6 +658,7 @@ def read_inputs(
     """Read inputs in the child process and send the outcome, problem, time and memory of each."""
     warnings.simplefilter("ignore")
     logging.disable()
+    sys.addaudithook(record_action)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff prints warnings.
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""Mutated files are read, or rejected with one line, by every reader that does not require PyTorch."""
+"""Mutated files are read, or rejected with one line, by the readers of Chromabox."""
 
 import os
 import subprocess
@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.skipif(sys.platform != "linux", reason="scripts/fuzz.py requires Linux")
 @pytest.mark.parametrize(
-    ("inputs", "kinds"), [(1000, ["image"]), (60, ["hints", "palette", "cfg", "yaml", "labels", "manifest"])]
+    ("inputs", "kinds"),
+    [
+        (1000, ["image"]),
+        (60, ["hints", "palette", "manifest"]),
+        (200, ["cfg", "yaml", "labels", "darknet", "pickle"]),
+    ],
 )
 def test_mutated_files_are_read_or_rejected_with_one_line(inputs: int, kinds: list[str], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "fuzz.py"), "--inputs", str(inputs), "--kind", *kinds]

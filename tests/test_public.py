@@ -94,9 +94,10 @@ FLAGS = {
     "train": "--recipe --data --palette --seed -o --output --resume --epochs --max-steps --batch-size "
     f"--accumulate --learning-rate --val-fraction --patience --size --max-size --kernel --num-filters "
     f"--dilation --init {RUNTIME}",
-    "finetune": "-o --output --weights --freeze --recipe --epochs --size --batch-size --cached-views --cache-memory "
-    f"--keep-old-classes --no-keep-old-classes --retention-data --patience --seed --resume {RUNTIME}",
-    "evaluate": "--data --temperature --split --size -o --output",
+    "finetune": "-o --output --data --weights --freeze --recipe --epochs --size --batch-size --learning-rate "
+    "--cached-views --cache-memory --classes "
+    f"--keep-old-classes --no-keep-old-classes --new-classes --retention-data --patience --seed --resume {RUNTIME}",
+    "evaluate": "--data --temperature --split --size --device -o --output",
     "compare": f"-o --output --models --recipe --seeds --data --palette --epochs --runs {RUNTIME}",
     "sweep": f"--over --seeds --recipe --epochs --steps --data --palette -o --output {RUNTIME}",
     "data cifar10": "",

@@ -76,6 +76,14 @@ def test_names_in_a_locale_without_utf8(tmp_path: Path) -> None:
     assert {os.fsencode(path.name) for path in (tmp_path / "out").glob("*.png")} == set(NAMES)
 
 
+def test_matplotlib_prints_nothing_about_its_cache(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code = "from chromabox.cli import run_cli\ntry: run_cli(['palette', '--help'])\nfinally: import matplotlib"
+    environment = {**os.environ, "MPLCONFIGDIR": str(tmp_path / "file" / "folder")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_detections_of_files_with_any_name_are_written(tmp_path: Path) -> None:
     boxes, scores, classes = np.array([[1, 2, 3, 4]], np.float32), np.array([0.5], np.float32), np.array([0])
     results = [

@@ -129,6 +129,7 @@ def test_options_of_the_wrong_type_are_rejected(options: dict[str, Any]) -> None
     )
     done = run_without((), program, options["weights"])
     assert done.returncode == 0, done.stderr
-    sizes = [f"--size is {size}: expected a multiple of 32, at least 32" for size in ("'x'", "[64]", "0", "-32")]
+    expected = "expected a multiple of 32, at least 32 and at most 8192"
+    sizes = [f"--size is {size}: {expected}" for size in ("'x'", "[64]", "0", "-32")]
     classes = "classes is 5: expected a list of names or indices of classes"
     assert done.stdout.splitlines() == [message for message in (classes, *sizes) for _ in range(2)]

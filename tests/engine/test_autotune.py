@@ -201,12 +201,22 @@ def test_resumed_run_keeps_its_config_except_for_given_options(monkeypatch: pyte
     )
 
 
+def test_device_is_not_case_sensitive() -> None:
+    assert resolve_device(RuntimeOptions(device="CPU")) == "cpu"
+
+
 @pytest.mark.parametrize(
     ("device", "message"),
     [
         ("nonsense", "--device is 'nonsense': expected auto, cpu, cuda or cuda:N"),
         ("cuda:x", "--device is 'cuda:x'"),
-        ("cuda:99", "--device cuda:99: not available to PyTorch; use cpu or auto"),
+        ("0", "--device is '0': expected auto, cpu, cuda or cuda:N, such as cuda:0"),
+        ("gpu", "--device is 'gpu'"),
+        ("mps", "--device is 'mps'"),
+        ("cuda:", "--device is 'cuda:'"),
+        (f"cuda:{'9' * 5000}", "--device is 'cuda:9"),
+        ("cuda:99", r"--device cuda:99: not available \(GPUs that PyTorch can use: \d+\); use --device cpu"),
+        ("CUDA:99", "--device cuda:99: not available"),
     ],
 )
 def test_unknown_and_missing_devices_are_rejected(device: str, message: str) -> None:

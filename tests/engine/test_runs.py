@@ -92,6 +92,15 @@ def test_fewer_epochs_than_done_are_rejected(epochs: int, tmp_path: Path) -> Non
         run.resume_config(Config, RuntimeOptions(), epochs=epochs)
 
 
+def test_run_on_a_missing_device_is_resumed_only_with_another_device(tmp_path: Path) -> None:
+    run = start_run(tmp_path, make_config(runtime=RuntimeConfig(device="cuda:99")), epochs_done=1)
+    with pytest.raises(UsageError, match=r"--device cuda:99: not available .*; use --device cpu"):
+        run.resume_config(Config, RuntimeOptions())
+    resumed = run.resume_config(Config, RuntimeOptions(device="cpu"))
+    assert resumed.runtime is not None
+    assert resumed.runtime.device == "cpu"
+
+
 def test_run_without_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.save_config(make_config())

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from chromabox.engine.checkpoint import load_checkpoint
+from chromabox.engine.checkpoint import load_checkpoint, save_checkpoint
 from chromabox.engine.logger import read_metrics
 from chromabox.engine.trainer import TrainingInterrupted, fit
 from chromabox.errors import ChromaboxError
@@ -368,6 +368,32 @@ def test_fit_runs_outside_the_main_thread(tiny: ModuleType, tmp_path: Path) -> N
     thread.start()
     thread.join()
     assert len(read_metrics(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("loop", None),
+        ("loop", {"epoch": "1", "batch": 0, "step": 3, "best": None, "best_epoch": 0, "seconds": 1.0}),
+        ("loop", {"epoch": 1, "best": [1]}),
+        ("net", {}),
+        ("net", [1]),
+        ("optimisers", []),
+        ("optimisers", [{"state": {}, "param_groups": []}]),
+        ("optimisers", 1),
+        ("random", None),
+        ("random", torch.zeros(3)),
+    ],
+)
+def test_resuming_from_a_damaged_training_state_is_rejected(
+    tiny: ModuleType, tmp_path: Path, key: str, value: object
+) -> None:
+    fit(tiny.make_task(), tiny.make_schedule(1), folder=tmp_path, runtime=tiny.ONE_THREAD)
+    state, metadata = load_checkpoint(tmp_path / "last.safetensors")
+    state["resume"][key] = value
+    save_checkpoint(tmp_path / "last.safetensors", state, metadata)
+    with pytest.raises(ChromaboxError, match=r"last\.safetensors: the training state is damaged or belongs to another"):
+        fit(tiny.make_task(), tiny.make_schedule(2), folder=tmp_path, runtime=tiny.ONE_THREAD, resume=True)
 
 
 def test_resuming_from_a_model_without_training_state_is_rejected(tiny: ModuleType, tmp_path: Path) -> None:

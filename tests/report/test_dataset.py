@@ -14,15 +14,38 @@ DOG = "1 0.5 0.5 0.5 0.4\n"
 
 
 def test_valid_dataset_is_printed_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = make_yolo_dataset(tmp_path, {"train/a": DOG, "val/b": ""}, names=("cat", "[red]dog"))
-    assert report_validation(folder).is_valid
+    labels = {"train/a": DOG, "val/b": "", "val/c": DOG}
+    assert report_validation(make_yolo_dataset(tmp_path, labels, names=("cat", "[red]dog"))).is_valid
     printed = capsys.readouterr().out
     rows = {line.split("│")[1].strip(): line.split("│")[2:4] for line in printed.splitlines() if line.startswith("│")}
-    assert [cell.strip() for cell in rows["images"]] == ["1", "1"]
+    assert [cell.strip() for cell in rows["images"]] == ["1", "2"]
     assert [cell.strip() for cell in rows["images without boxes"]] == ["0", "1"]
-    assert [cell.strip() for cell in rows["[red]dog"]] == ["1", "0"]
+    assert [cell.strip() for cell in rows["[red]dog"]] == ["1", "1"]
     assert "cat" not in rows
-    assert printed.splitlines()[-2:] == ["fewer than 5 boxes in a split: [red]dog", "No problems found."]
+    assert printed.splitlines()[-4:] == [
+        "fewer than 5 boxes in a split: [red]dog",
+        "classes without training boxes, which cannot be learnt: 1 of 2 (cat)",
+        "names of COCO classes, which finetune takes over from weights trained on COCO (except for --new-classes): cat",
+        "No problems found.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (None, "no class names found (in a .yaml file, classes.txt or *.names): the classes are class 0, class 1, …"),
+        (
+            ("Mouse", "helmet"),
+            "names of COCO classes, which finetune takes over from weights trained on COCO (except for --new-classes): "
+            "Mouse",
+        ),
+    ],
+)
+def test_missing_names_and_names_of_coco_classes_are_told(
+    names: tuple[str, ...] | None, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report_validation(make_yolo_dataset(tmp_path, {"train/a": DOG, "val/b": DOG}, names))
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_frequent_issues_do_not_hide_rare_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Output and figures of a fine-tuning run, through the command."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from PIL import Image
 
 from chromabox.cli.detect import FinetuneArgs, TrainingArgs, finetune
 from chromabox.detect.data.dataset import Sample
+from chromabox.detect.data.validate import validate_dataset
 from chromabox.detect.detections import Detections
 from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.weights.load import load_detector, save_detector
 from chromabox.engine.options import RuntimeOptions
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
+from chromabox.report.detection import evaluate_detector_file
 from chromabox.report.training import TILE_SIZE, worst_errors
 from detection_fixtures import make_yolo_dataset
 from detector_fixtures import make_small_detector
@@ -71,6 +74,42 @@ def test_finished_run_is_reported_again(run: tuple[Path, dict[str, Any]], messag
     assert (folder / "metrics.jsonl").read_text() == before
 
 
+def test_run_with_a_moved_dataset_is_resumed_and_evaluated(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, moved = tmp_path / "run", tmp_path / "moved"
+    shutil.copytree(run[0], folder)
+    shutil.copytree(run[0].parent / "set", moved)
+    finetune(FinetuneArgs(moved_data=str(moved), resume=folder, runtime=FAST))
+    assert json.loads((folder / "config.json").read_text())["data"] == str(moved)
+    before, after = (json.loads((each / "summary.json").read_text()) for each in (run[0], folder))
+    assert after["fingerprint"] == before["fingerprint"]
+    assert after["after"] == before["after"]
+    evaluate_detector_file(folder, moved, tmp_path / "val")
+    evaluate_detector_file(folder / "best.safetensors", moved, tmp_path / "train", split="train")
+    printed = capsys.readouterr()
+    assert "images with which the run was trained: 0 of 2\n" in printed.out
+    images = sorted((moved / "images/train").iterdir())
+    assert f"trained: 4 of 4 (for example {images[0]}); the results are optimistic" in printed.err
+    assert json.loads((tmp_path / "val/evaluation.json").read_text())["trained_on"] == []
+    assert json.loads((tmp_path / "train/evaluation.json").read_text())["trained_on"] == [str(each) for each in images]
+    (moved / "labels/train/a.txt").write_text(BOX + "1 0.7 0.7 0.2 0.2\n")
+    with pytest.raises(ChromaboxError, match=r"images with changed labels: 1 \(.*a\.png\)"):
+        finetune(FinetuneArgs(resume=folder, runtime=FAST))
+
+
+def test_label_issues_are_stored_in_the_summary(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """The command ``data check`` writes the same list."""
+    _, options = run
+    labels = {"train/a": BOX + "0 nan 0.5 0.2 0.2\n", "train/b": BOX, "val/x": BOX}
+    data = make_yolo_dataset(tmp_path / "set", labels, ("dog", "hedgehog"))
+    finetune(FinetuneArgs(str(data), **{**options, "output": tmp_path / "out"}))
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["faults"] == validate_dataset(data).as_json()["faults"]
+    assert [fault["kind"] for fault in summary["faults"]] == ["unreadable label"]
+    assert "a number is not finite" in summary["warnings"][0]
+
+
 @pytest.mark.parametrize("name", ["", "best.onnx", "best.weights"])
 def test_all_weight_files_give_the_same_boxes(run: tuple[Path, dict[str, Any]], name: str) -> None:
     folder, _ = run
@@ -88,6 +127,7 @@ def test_all_weight_files_give_the_same_boxes(run: tuple[Path, dict[str, Any]], 
     ("data", "options", "message"),
     [
         (None, {}, "no dataset given"),
+        ("coco128", {"moved_data": "raccoon"}, "two datasets given, coco128 and --data raccoon: expected one"),
         ("coco128", {"training": TrainingArgs(patience=0)}, "--patience is 0"),
         ("coco128", {"training": TrainingArgs(epochs=0)}, "epochs is 0"),
         (None, {"resume": Path("nowhere")}, r"nowhere.* config\.json"),
@@ -100,7 +140,7 @@ def test_invalid_options_are_rejected(data: str | None, options: dict[str, Any],
 
 def test_changed_options_of_a_resumed_run_are_rejected(run: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = run
-    message = r"cannot change data from .* to coco128, --seed from 0 to 5, --epochs from \d+ to 9; only runtime options"
+    message = r"cannot change --seed from 0 to 5, --epochs from \d+ to 9; only the place of the dataset and runtime"
     args = FinetuneArgs("coco128", seed=5, resume=folder, training=TrainingArgs(epochs=9), runtime=FAST)
     with pytest.raises(UsageError, match=message):
         finetune(args)

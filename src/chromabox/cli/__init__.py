@@ -136,6 +136,8 @@ def run_cli(args: Sequence[str] | None = None) -> int:
     logger = logging.getLogger("chromabox")
     logger.handlers = [_PrintHandler()]
     logger.setLevel(logging.INFO)
+    # Otherwise, Python prints matplotlib's messages about its cache folder and its list of fonts.
+    logging.getLogger("matplotlib").addHandler(logging.NullHandler())
     function = getattr(import_module(f"chromabox.cli.{COMMANDS[name].module}"), name)
     description, _, rest = cleandoc(function.__doc__).partition("\nExamples:\n")
     arguments = with_current_names(name, args[1:])

@@ -29,15 +29,18 @@ class ValidateDataset:
     Reports:
     - the number of boxes per class,
     - images without labels, corrupt images, and images in more than one split,
-    - duplicate labels, and boxes that lie outside the image or have zero area.
+    - labels that could belong to several images, and labels for another image size,
+    - duplicate labels, and boxes that lie outside the image or are smaller than a pixel,
+    - labels without images, unused images, and labels in several formats.
 
     The dataset is never modified. The exit code is 1 if there are problems.
     """
 
     path: Annotated[Positional[str], option("PATH|NAME")]
-    """A folder, a .yaml or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the cache)."""
+    """A folder or .zip file, a .yaml, .data or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the
+    cache)."""
     repair: Annotated[Path | None, option("FOLDER", "no copy")] = None
-    """Write a cleaned copy to this new folder, with a report of all changes."""
+    """Write a cleaned copy to this new folder, with a report of all changes. It is compared with the dataset."""
     output: Annotated[Path | None, option("PATH", "not written", short="-o")] = None
     """Also write the results to this .json file."""
     overwrite: bool = False
@@ -183,7 +186,7 @@ def weights(
 
     Args:
         weights: yolov3-tiny (downloaded), or a .weights, .onnx, .pt or .safetensors file.
-        output: A .safetensors file (with all metadata), or a Darknet .weights file (with its .cfg file).
+        output: A .safetensors file (with all metadata), or a Darknet .weights file (with a .cfg and a .names file).
         architecture: yolov3, yolov3-tiny or a Darknet .cfg file.
         variant: Weight format: darknet, ultralytics-9.0 or ultralytics-9.6.
         classes: Class names, in the order of their indices.

@@ -1,6 +1,6 @@
 """The commands ``detect`` and ``finetune``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,7 +38,7 @@ def detect(
 ) -> int:
     """Detect objects in images, folders and videos.
 
-    Writes annotated copies, or the boxes as JSON, CSV or YOLO labels.
+    Writes annotated copies, or the boxes as JSON, CSV or a YOLO dataset.
 
     Examples:
       chromabox detect holiday/ -o annotated/
@@ -50,8 +50,9 @@ def detect(
         inputs: Images, videos and folders. Files in folders are recognised by their content.
         output: Output folder, file for a single annotated image or video, or .json or .csv file for the boxes.
         weights: yolov3-tiny (pretrained weights, downloaded and cached), a .safetensors, .weights, .onnx or .pt file,
-            or a run folder.
-        format: Outputs to write: images (annotated), json (COCO results), csv, yolo (labels).
+            or a run folder. Class names of .weights files are read from the .names file with the same name.
+        format: Outputs to write: images (annotated), json (COCO results), csv, yolo (a dataset: copies
+            of the images and, of videos, each frame as JPEG; labels; data.yaml).
         confidence: Minimum confidence of the detections (0 to 1).
         iou: IoU threshold for non-maximum suppression (0 to 1).
         classes: Detect only these classes, given by name or index.
@@ -86,6 +87,8 @@ class TrainingArgs:
     """Number of epochs."""
     batch_size: Annotated[int | None, option("N", "16")] = None
     """Number of images per batch."""
+    learning_rate: Annotated[float | None, option("X", "set by the recipe; lower without new classes")] = None
+    """Peak learning rate of the convolution kernels. All other learning rates change by the same factor."""
     size: Integer = 416
     """Side length of the square network input in pixels, a multiple of 32. Images are letterboxed."""
     patience: Annotated[int | None, option("N", "no early stopping")] = None
@@ -99,8 +102,13 @@ class TrainingArgs:
 
 @dataclass(frozen=True)
 class ClassArgs:
+    classes: Annotated[tuple[str, ...], option("CLASS ...", "all")] = ()
+    """Train only on these classes of the dataset, given by name or number."""
     keep_old_classes: bool = False
     """Keep the classes of the initial weights, and append the new classes of the dataset."""
+    new_classes: Annotated[list[str] | None, option("CLASS ...", "classes whose names the weights lack")] = None
+    """Classes of the dataset that are new although the weights have a class of this name, for example mouse (an animal,
+    but a device in COCO). Without names: all classes."""
     retention_data: Annotated[str | None, option("NAME|PATH", "not measured")] = None
     """Dataset on which the AP50 of the original classes is measured before and after fine-tuning."""
 
@@ -108,8 +116,10 @@ class ClassArgs:
 @dataclass(frozen=True)
 class FinetuneArgs:
     data: Annotated[Positional[str | None], option("DATA", "required unless --resume is given")] = None
-    """A labelled dataset: a folder, a .yaml or .json file, or a name (coco128 or raccoon, from CHROMABOX_MIRROR or the
-    cache)."""
+    """A labelled dataset: a folder or .zip file, a .yaml, .data or .json file, or a name (coco128 or raccoon, from
+    CHROMABOX_MIRROR or the cache). With --resume: where the dataset of the run is now, if it was moved."""
+    moved_data: Annotated[str | None, option("DATA", "the dataset of the run", name="data")] = None
+    """The same as the argument DATA."""
     weights: Annotated[str, option("NAME|PATH")] = "yolov3-tiny"
     """yolov3-tiny (pretrained weights, downloaded and cached), a .safetensors, .weights, .onnx or .pt file, or a run
     folder."""
@@ -138,32 +148,45 @@ def finetune(args: FinetuneArgs) -> int:
       chromabox finetune coco128 --freeze 10 --recipe course
       chromabox finetune raccoons/ --keep-old-classes --retention-data coco128
       chromabox finetune --resume runs/raccoon
+      chromabox finetune --resume runs/raccoon --data moved/raccoons/
     """
     from chromabox.detect.training.config import FinetuneConfig
     from chromabox.engine.runs import RunDir
 
+    if args.data is not None and args.moved_data is not None:
+        raise UsageError(f"two datasets given, {args.data} and --data {args.moved_data}: expected one")
+    data = args.data if args.moved_data is None else args.moved_data
     if args.resume is not None:
         run = RunDir(args.resume)
         config = run.resume_config(FinetuneConfig, args.runtime)
-        allowed = FinetuneArgs(resume=args.resume, runtime=args.runtime)
-        run.reject_changes(config, args, allowed, "runtime options")
+        allowed = FinetuneArgs(data=args.data, moved_data=args.moved_data, resume=args.resume, runtime=args.runtime)
+        run.reject_changes(config, args, allowed, "the place of the dataset and runtime options")
+        config = config if data is None else replace(config, data=absolute_path(data))
     else:
-        if args.data is None:
+        if data is None:
             raise UsageError("no dataset given: expected a labelled dataset, or --resume RUN")
+        training = args.training
         config = FinetuneConfig(
-            data=absolute_path(args.data),
-            recipe=make_finetune_recipe(args.recipe, epochs=args.training.epochs, batch_size=args.training.batch_size),
+            data=absolute_path(data),
+            recipe=make_finetune_recipe(
+                args.recipe,
+                epochs=training.epochs,
+                batch_size=training.batch_size,
+                learning_rate=training.learning_rate,
+            ),
             weights=absolute_path(args.weights),
             freeze=args.freeze,
             size=args.training.size,
             num_cached_views=args.training.cached_views,
             cache_memory_gb=args.training.cache_memory,
+            classes=list(args.classes.classes) or None,
             keep_old_classes=args.classes.keep_old_classes,
+            new_classes=args.classes.new_classes,
             retention_data=args.classes.retention_data and absolute_path(args.classes.retention_data),
             patience=args.training.patience,
             seed=args.seed,
         )
-        run = RunDir(args.output or Path("runs") / f"finetune-{Path(args.data).stem}-seed{args.seed}")
+        run = RunDir(args.output or Path("runs") / f"finetune-{Path(data).stem}-seed{args.seed}")
         run.require_new()
     from chromabox.report.training import run_finetune
 

@@ -123,6 +123,7 @@ def train(args: TrainArgs) -> int:
     if args.training.max_steps is not None and args.training.max_steps < 1:
         raise UsageError(f"--max-steps is {args.training.max_steps}: expected at least 1")
     from chromabox.colour.inference.load import open_model
+    from chromabox.engine.autotune import resolve_device
     from chromabox.engine.distributed import init_distributed
     from chromabox.engine.runs import RunDir
     from chromabox.report.training import plot_run
@@ -131,6 +132,7 @@ def train(args: TrainArgs) -> int:
     if args.resume is None or folder.exists():
         check_writable_folder(folder)
     run = RunDir(folder)
+    resolve_device(args.runtime)  # Raises UsageError before data is read.
     with init_distributed() as dist_info:
         # Only the main process checks this, because another process could already find the run that the main process
         # creates.
@@ -269,6 +271,7 @@ def evaluate(
     temperature: Annotated[float | None, option("X", "0.38")] = None,
     split: Annotated[str | None, option("NAME", "val if it exists, otherwise test or all images")] = None,
     size: Annotated[int | None, option("N", "the size stored with the weights")] = None,
+    device: Annotated[str, option("NAME")] = "cpu",
 ) -> int:
     """Evaluate a colourisation model or a detector.
 
@@ -289,9 +292,13 @@ def evaluate(
         temperature: Models with a palette: temperature of the annealed mean of the predicted colours.
         split: Detectors: split of the dataset.
         size: Detectors: side length of the square network input in pixels. Images are letterboxed.
+        device: Detectors: cpu, cuda, cuda:N (the GPU with the number N), or auto (cuda if available).
     """
+    runtime = RuntimeOptions(device=device)
     from chromabox.detect.weights.load import is_detector
+    from chromabox.engine.autotune import resolve_device
 
+    torch_device = resolve_device(runtime)
     name = run or "the bundled model"
     if temperature is not None and not 0 <= temperature <= 1:
         raise UsageError(f"--temperature is {temperature}: expected a number from 0 to 1")
@@ -305,10 +312,10 @@ def evaluate(
         if data is None:
             raise UsageError(f"{run}: is a detector; use --data with a labelled dataset, such as coco128 or a folder")
         folder = output or (run if run.is_dir() else Path("evaluation"))
-        evaluate_detector_file(run, data, folder, split=split, size=size)
+        evaluate_detector_file(run, data, folder, split=split, size=size, device=torch_device)
         return 0
-    if split is not None or size is not None:
-        raise UsageError(f"--split, --size: only for detectors, but {name} is a colourisation model")
+    if split is not None or size is not None or runtime.device != "cpu":
+        raise UsageError(f"--split, --size, --device: only for detectors, but {name} is a colourisation model")
     from chromabox.colour.weights.checkpoint import PhotoModel, load_model
 
     model = load_model(run)

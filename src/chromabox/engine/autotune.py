@@ -79,16 +79,20 @@ def has_fast_bfloat16(device: str | torch.device) -> bool:
 def resolve_device(options: RuntimeOptions) -> str:
     """Return the given device. For ``auto``, return ``cuda`` if it is available and ``cpu`` otherwise.
 
-    Raise UsageError for an unknown device, and for a CUDA device that PyTorch does not find.
+    Raise UsageError for a CUDA device that PyTorch does not find.
     """
     if options.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = options.device.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise UsageError(f"--device is {options.device!r}: expected auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device {options.device}: not available to PyTorch; use cpu or auto")
+    check_device(options.device)
     return options.device
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError if ``device`` is a CUDA device, ``cuda`` or ``cuda:N``, that PyTorch does not find."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"--device {device}: not available (GPUs that PyTorch can use: {count}); use --device cpu")
 
 
 def autotune(

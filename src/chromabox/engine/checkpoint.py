@@ -89,6 +89,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ) from error
 
 
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError if a tensor contains infinite values or NaN, as after a training run that diverged."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} contains values that are not finite")
+
+
 def _flatten_state(value: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     """Add the tensors in ``value`` to ``tensors`` under dotted names.
 

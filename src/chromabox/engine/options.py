@@ -3,6 +3,7 @@
 This module does not import torch, because the command line must start quickly.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -24,10 +25,13 @@ class RuntimeOptions:
     threads: Annotated[int, arg(metavar="N")] = 0
     """Number of threads per process. 0: chosen by the benchmark."""
     device: Annotated[str, arg(metavar="NAME")] = "auto"
-    """cpu, cuda, or auto (cuda if available)."""
+    """cpu, cuda, cuda:N (the GPU with the number N), or auto (cuda if available)."""
 
     def __post_init__(self) -> None:
-        """Raise UsageError for a negative number of threads."""
+        """Convert the device to lower case. Raise UsageError for an unknown device or a negative number of threads."""
+        object.__setattr__(self, "device", self.device.lower())
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", self.device):
+            raise UsageError(f"--device is {self.device!r}: expected auto, cpu, cuda or cuda:N, such as cuda:0")
         if self.threads < 0:
             raise UsageError(f"--threads is {self.threads}: expected 0 or more")
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from chromabox.engine.autotune import RuntimeConfig
+from chromabox.engine.autotune import RuntimeConfig, check_device
 from chromabox.engine.checkpoint import read_metadata, write_json
 from chromabox.engine.logger import RESTORE_ADVICE, EpochRecord, StoredValues, read_metrics
 from chromabox.engine.options import OptimConfig, RuntimeOptions
@@ -170,8 +170,8 @@ class RunDir:
     def resume_config(self, kind: type[ConfigT], options: RuntimeOptions, epochs: int | None = None) -> ConfigT:
         """Return the configuration for resuming the run, with the given runtime options and number of epochs.
 
-        Raise UsageError if the run has no checkpoint or has already started more than ``epochs`` epochs, and
-        ChromaboxError if the checkpoint is truncated or corrupt.
+        Raise UsageError if the run has no checkpoint, has already started more than ``epochs`` epochs, or uses a device
+        that is not available, and ChromaboxError if the checkpoint is truncated or corrupt.
         """
         config = self.load_config(kind)
         if not self.is_started:
@@ -187,7 +187,9 @@ class RunDir:
                 )
             config = replace(config, max_steps=None, recipe=replace(config.recipe, epochs=epochs))
         assert config.runtime is not None
-        return replace(config, runtime=config.runtime.with_overrides(options))
+        runtime = config.runtime.with_overrides(options)
+        check_device(runtime.device)  # The run may have been started on a machine with other devices.
+        return replace(config, runtime=runtime)
 
     def reject_changes(self, config: RunConfig, given: Any, allowed: Any, changeable: str) -> None:
         """Raise UsageError if an option that was given on resuming differs from the configuration of the run.

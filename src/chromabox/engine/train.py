@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from chromabox.engine.autotune import RuntimeConfig, autotune, resolve_device
+from chromabox.engine.autotune import RuntimeConfig, autotune, check_device, resolve_device
 from chromabox.engine.distributed import DistInfo, broadcast_object, convert_sync_batchnorm
 from chromabox.engine.logger import EpochRecord
 from chromabox.engine.options import RuntimeOptions
@@ -84,7 +84,9 @@ def run_training(
     """
     dist_info, options = dist_info or DistInfo(), options or RuntimeOptions()
     runtime = job.config.runtime
-    if runtime is None:
+    if runtime is not None:
+        check_device(runtime.device)
+    else:
         if dist_info.is_main:
             runtime = autotune(options, job.model, job.trial_loss(resolve_device(options)), job.num_steps)
         runtime = broadcast_object(runtime, dist_info)
@@ -93,7 +95,8 @@ def run_training(
     if dist_info.is_main:
         run.save_config(replace(job.config, runtime=runtime))
         job.save_inputs(run)
-        log.info(f"{job}; running on {runtime}")
+        for line in f"{job}; running on {runtime}".splitlines():
+            log.info(line)
 
     def on_epoch_end(record: EpochRecord, model: nn.Module) -> None:
         for callback in callbacks:

@@ -324,16 +324,31 @@ class _Trainer(Generic[BatchT]):
         save_checkpoint(self.folder / "last.safetensors", state, metadata)
 
     def load_state(self) -> None:
-        """Load the complete state from ``last.safetensors``."""
+        """Load the complete state from ``last.safetensors``.
+
+        Raise ChromaboxError if the file is damaged, or contains no training state or that of another model.
+        """
         path = self.folder / "last.safetensors"
         resume = load_checkpoint(path)[0].get("resume")
         if resume is None:
             raise ChromaboxError(
                 f"{path}: contains a model but no training state; expected the last.safetensors of a training run"
             )
+        try:
+            self._restore(resume)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]  # PyTorch lists mismatched tensors on several lines.
+            raise ChromaboxError(
+                f"{path}: the training state is damaged or belongs to another model ({reason}); restore the file from "
+                "a copy, or start the run again"
+            ) from error
+
+    def _restore(self, resume: dict[str, Any]) -> None:
         # Checkpoints written by version 0.1.0 or earlier have the key "update" instead of "step".
         loop = rename_keys(resume["loop"], {"update": "step"})
-        self.state = _TrainState(**{**loop, "best": math.inf if loop["best"] is None else loop["best"]})
+        if not all(isinstance(value, int | float) for name, value in loop.items() if name != "best"):
+            raise ValueError(f"invalid counters {loop}")
+        self.state = _TrainState(**{**loop, "best": math.inf if loop["best"] is None else float(loop["best"])})
         self.task.model.load_state_dict(resume["net"])
         if self.ema_model is not None:
             self.ema_model.load_state_dict(resume["average"])

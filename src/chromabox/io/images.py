@@ -17,6 +17,7 @@ import re
 import stat
 import struct
 import tempfile
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16
-from PIL import Image, ImageFile, ImageFont, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageFont, TiffImagePlugin, UnidentifiedImageError, features
 from PIL.PngImagePlugin import PngInfo
 
 from chromabox.errors import ChromaboxError, UsageError
@@ -214,6 +215,15 @@ def image_size(path: Path) -> tuple[int, int]:
         width, height = image.size
         # Pillow already returns the upright size of a rotated TIFF.
         return (width, height) if image.format != "TIFF" and read_orientation(image) >= 5 else (height, width)
+
+
+def image_orientation(path: Path) -> int:
+    """Return the EXIF orientation, 1 to 8, of an image file. Only the header is read.
+
+    Raise ChromaboxError if the file does not exist or has no image header.
+    """
+    with _open_image(path) as image:
+        return read_orientation(image)
 
 
 @contextlib.contextmanager
@@ -706,5 +716,26 @@ def _pillow_options(
 @lru_cache(maxsize=8)
 def load_font(size: int) -> ImageFont.FreeTypeFont:
     """Return the bundled font DejaVu Sans (Latin, Greek, Cyrillic and Arabic letters). ``size`` is in pixels."""
-    font = resources.files("chromabox.assets") / "fonts" / "DejaVuSans.ttf"
-    return ImageFont.truetype(BytesIO(font.read_bytes()), size)
+    return ImageFont.truetype(BytesIO(_font_file()), size)
+
+
+@lru_cache(maxsize=1)
+def _font_file() -> bytes:
+    return (resources.files("chromabox.assets") / "fonts" / "DejaVuSans.ttf").read_bytes()
+
+
+@lru_cache(maxsize=4096)
+def can_draw(character: str) -> bool:
+    """Return whether the bundled font, which is also matplotlib's default font, has a glyph for a character.
+
+    Control characters and line breaks have none. Letters that are written from right to left also require Raqm, a
+    library in Pillow's packages, because their order and shape would be wrong without it.
+    """
+    if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp"):
+        return False
+    if unicodedata.bidirectional(character) in ("R", "AL") and not features.check_feature("raqm"):
+        return False
+    # Characters without a glyph are drawn as the glyph of a code point that Unicode never assigns.
+    font = ImageFont.truetype(BytesIO(_font_file()), 32, layout_engine=ImageFont.Layout.BASIC)
+    glyph, missing = (font.getmask(text) for text in (character, "\uffff"))
+    return (glyph.size, bytes(glyph)) != (missing.size, bytes(missing))

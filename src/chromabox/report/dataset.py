@@ -4,14 +4,19 @@ from collections import Counter
 from pathlib import Path
 
 from chromabox.detect.data.coco import coco_files
+from chromabox.detect.data.dataset import COCO_CLASSES, DetectionDataset, list_names, normalise_name
 from chromabox.detect.data.load import resolve_dataset
-from chromabox.detect.data.validate import MIN_BOXES_PER_CLASS, DatasetReport, validate_dataset, write_clean_copy
+from chromabox.detect.data.validate import (
+    MAX_LINES_PER_ISSUE,
+    MIN_BOXES_PER_CLASS,
+    DatasetReport,
+    issue_lines,
+    validate_dataset,
+    write_clean_copy,
+)
 from chromabox.errors import UsageError
 from chromabox.io.paths import check_outputs
 from chromabox.report.tables import print_grid, printable, save_results
-
-#: Maximum number of printed lines per type of issue; the JSON file contains all issues.
-MAX_LINES_PER_ISSUE = 20
 
 
 def report_validation(
@@ -56,14 +61,9 @@ def print_report(report: DatasetReport, title: str) -> None:
     ]
     for name in data.classes:
         if any(boxes[split][name] for split in data.splits):
-            label = name if data.has_class_names else f"class {name}"
-            rows.append([label, *(str(boxes[split][name]) for split in data.splits)])
+            rows.append([name, *(str(boxes[split][name]) for split in data.splits)])
     print_grid(f"{title} ({data.format.upper()})", ["", *(split or "all" for split in data.splits)], rows)
-    lines: list[str] = []
-    for issue_type, count in report.issue_counts.items():
-        issues = [issue for issue in report.issues if issue.issue_type == issue_type]
-        lines += [str(issue) for issue in issues[:MAX_LINES_PER_ISSUE]]
-        lines += [f"… and {count - MAX_LINES_PER_ISSUE} more of “{issue_type}”"] if count > MAX_LINES_PER_ISSUE else []
+    lines = issue_lines(report.issues)
     leaks = set(report.leaks)
     for pair in report.duplicates[:MAX_LINES_PER_ISSUE]:
         similarity = f"near-duplicates ({pair.hash_distance} of 64 hash bits differ)"
@@ -77,6 +77,19 @@ def print_report(report: DatasetReport, title: str) -> None:
         if any(0 < counts[name] < MIN_BOXES_PER_CLASS for counts in report.box_counts.values())
     ]
     lines += [f"fewer than {MIN_BOXES_PER_CLASS} boxes in a split: {', '.join(rare)}"] if rare else []
+    problem = report.training_problem
+    lines += report.class_warnings if problem is None else [f"cannot be used for training: {problem}"]
+    lines += _class_notes(data)
     problems = "Problems found. Use --repair FOLDER to write a cleaned copy; the original is not modified."
     for line in (*lines, "No problems found." if report.is_valid else problems):
         print(printable(line))
+
+
+def _class_notes(data: DetectionDataset) -> list[str]:
+    """Return a line about classes without names, or about names that weights trained on COCO have, too."""
+    if not data.has_class_names:
+        return ["no class names found (in a .yaml file, classes.txt or *.names): the classes are class 0, class 1, …"]
+    coco_names = set(map(normalise_name, COCO_CLASSES))
+    shared = [name for name in data.classes if normalise_name(name) in coco_names]
+    note = "names of COCO classes, which finetune takes over from weights trained on COCO (except for --new-classes)"
+    return [f"{note}: {list_names(shared, 20)}"] if shared else []

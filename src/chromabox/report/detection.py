@@ -1,6 +1,8 @@
 """Detector evaluation: printed table, ``evaluation.json``, ``curves.png`` and ``confusion.png``."""
 
+import errno
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,10 +12,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from chromabox.detect.data.dataset import utf8_safe
+from chromabox.detect.data.dataset import NOTES, DetectionDataset, utf8_safe
 from chromabox.detect.data.load import load_detection_dataset
-from chromabox.detect.evaluation.evaluate import DetectionEvaluation, default_split, evaluate_detector, find_leaks
+from chromabox.detect.data.validate import default_split
+from chromabox.detect.evaluation.evaluate import DetectionEvaluation, evaluate_detector, find_leaks
+from chromabox.detect.inference.outputs import describe_numbered_classes, drawable_name
 from chromabox.detect.models.architecture import get_variant
+from chromabox.detect.training.run_images import find_trained_images
 from chromabox.detect.weights.load import load_detector
 from chromabox.engine.autotune import num_threads
 from chromabox.engine.checkpoint import write_json
@@ -34,12 +39,15 @@ def evaluate_detector_file(
     size: int | None = None,
     variant: str | None = None,
     architecture: Path | str | None = None,
+    device: str = "cpu",
 ) -> DetectionEvaluation:
     """Evaluate a detector on a split of a dataset. Print a table, and write ``evaluation.json`` and two figures.
 
     If `split` is None, the validation split is used, else the test split, else all images. `size` defaults to the input
-    size of the detector. `variant` and `architecture` are passed to `load_detector`. Raise the errors of loading and of
-    evaluation, and ChromaboxError if `folder` cannot be written.
+    size of the detector. `variant` and `architecture` are passed to `load_detector`. `device` is a PyTorch device. If
+    `weights` is a fine-tuning run or a file in its folder, also report which of the images the run was trained on.
+
+    Raise the errors of loading and of evaluation, and ChromaboxError if `folder` cannot be written.
     """
     stored_variant = None if variant is None else get_variant(variant)
     detector = load_detector(weights, variant=stored_variant, architecture=architecture)
@@ -47,20 +55,36 @@ def evaluate_detector_file(
     split_name = split or default_split(dataset)
     evaluated = dataset if split_name is None else dataset.split(split_name)
     input_size = size or detector.size
+    trained = _find_trained_images(Path(weights), evaluated)
+    make_folder(folder)
+    detector = detector.fused()
+    detector.model.to(device)
     with num_threads(1):  # Images are processed in parallel instead.
-        result = evaluate_detector(detector.fused(), evaluated, size=input_size, show_progress=True)
+        result = evaluate_detector(detector, evaluated, size=input_size, show_progress=True)
     leaks = find_leaks(dataset, split_name) if split_name else []
     warnings = [f"{first} is identical or nearly identical to {second} in another split" for first, second in leaks]
-    num_issues = len([issue for issue in evaluated.issues if issue.issue_type != "huge box"])
+    num_issues = len([issue for issue in evaluated.issues if issue.issue_type not in NOTES])
     warnings += (
         [f"number of issues in the dataset: {num_issues}; run chromabox data check {data}"] if num_issues else []
     )
+    warnings += describe_numbered_classes(result.classes)
+    if trained:
+        count = f"images with which the run was trained: {len(trained)} of {len(evaluated.samples)}"
+        warnings.append(f"{count} (for example {trained[0]}); the results are optimistic")
     result = replace(result, warnings=(*warnings, *result.warnings))
     title = f"{weights} at {input_size} pixels on {data}" + (f", {split_name}" if split_name else "")
     print_evaluation(result, title)
     for warning in result.warnings:
         print(f"chromabox: {escape_unprintable(warning)}", file=sys.stderr)
-    metadata = {"weights": utf8_safe(weights), "data": utf8_safe(data), "split": split_name, "size": input_size}
+    metadata: dict[str, Any] = {
+        "weights": utf8_safe(weights),
+        "data": utf8_safe(data),
+        "split": split_name,
+        "size": input_size,
+    }
+    if trained is not None:
+        metadata["trained_on"] = [utf8_safe(path) for path in trained]
+        print(f"images with which the run was trained: {len(trained)} of {len(evaluated.samples)}")
     for path in write_evaluation(result, folder, metadata, title):
         print(escape_unprintable(str(path)))
     return result
@@ -71,14 +95,31 @@ def write_evaluation(
 ) -> tuple[Path, Path, Path]:
     """Write ``curves.png``, ``confusion.png`` and ``evaluation.json``, which begins with `metadata`, into `folder`."""
     paths = folder / "evaluation.json", folder / "curves.png", folder / "confusion.png"
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(paths[0], {**metadata, **result.as_json()})
         plot_pr_curves(result, paths[1], title)
         plot_confusion(result, paths[2], title)
     except OSError as error:
         raise ChromaboxError(f"{folder}: cannot be written to ({error.strerror}); use another folder") from error
     return paths
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder for results if necessary. Raise ChromaboxError if it cannot be created or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ChromaboxError(f"{folder}: cannot be written to ({error.strerror}); use another folder") from error
+
+
+def _find_trained_images(weights: Path, data: DetectionDataset) -> list[Path] | None:
+    """Return the images of a dataset with which the weights were trained, or None if the weights belong to no run."""
+    path = (weights if weights.is_dir() else weights.parent) / "splits.json"
+    is_run = path.is_file() and path.with_name("config.json").is_file()
+    return find_trained_images(path, data) if is_run else None
 
 
 def print_evaluation(result: DetectionEvaluation, title: str) -> None:
@@ -109,7 +150,7 @@ def plot_pr_curves(result: DetectionEvaluation, path: Path, title: str) -> None:
     recalls = np.linspace(0, 1, curves.precision_envelope.shape[1])
     figure = Figure(figsize=(10, 7.4), layout="constrained")
     axes = figure.subplots(2, 2).ravel()
-    names = [result.classes[index] for index in curves.class_ids]
+    names = [drawable_name(result.classes[index], index) for index in map(int, curves.class_ids)]
     panels = (
         ("confidence", "precision", curves.confidence, curves.precision),
         ("confidence", "recall", curves.confidence, curves.recall),
@@ -128,8 +169,9 @@ def plot_pr_curves(result: DetectionEvaluation, path: Path, title: str) -> None:
         panel.grid(alpha=0.3)
     best = curves.best_f1[0]
     axes[2].axvline(best, color=TEST_COLOUR, linewidth=1, label=f"best at {best:.2f}")
-    axes[2].legend(fontsize=8)
-    axes[3].legend(fontsize=8)
+    for panel in axes[2:]:
+        for text in panel.legend(fontsize=8).get_texts():
+            text.set_parse_math(False)  # Class names can contain dollar signs.
     figure.suptitle(f"{title} (IoU 0.5)", parse_math=False)
     save_figure(figure, path)
 
@@ -140,7 +182,7 @@ def plot_confusion(result: DetectionEvaluation, path: Path, title: str) -> None:
     present = np.flatnonzero(table.sum(axis=0) + table.sum(axis=1))
     background = len(table) - 1
     shown = [*(index for index in present.tolist() if index != background), background]
-    names = [*(result.classes[index] for index in shown[:-1]), "background"]
+    names = [*(drawable_name(result.classes[index], index) for index in shown[:-1]), "background"]
     counts = table[np.ix_(shown, shown)]
     fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = max(4.5, 0.17 * len(shown) + 3)

@@ -7,9 +7,11 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from chromabox.engine.logger import EpochRecord
 from chromabox.io.atomic import atomic_write
+from chromabox.io.images import can_draw
 
 RGBTile = UInt8[np.ndarray, "height width 3"]
 #: Colours that colour-blind readers can distinguish (Wong 2011, Nature Methods 8, 441).
@@ -17,7 +19,9 @@ TRAIN_COLOUR, TEST_COLOUR, VAL_COLOUR = "#0072b2", "#d55e00", "#009e73"
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 120) -> None:
-    """Write a figure as PNG, atomically."""
+    """Write a figure as PNG, atomically. Characters that the font lacks, for example in a file name, become "�"."""
+    for text in figure.findobj(Text):
+        text.set_text("".join(char if char in "\n\u200b" or can_draw(char) else "\ufffd" for char in text.get_text()))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temp_path:
         figure.savefig(temp_path, dpi=dpi, format="png")

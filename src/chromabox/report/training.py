@@ -22,13 +22,14 @@ from chromabox.colour.training.train_photo import photo_sample_grid
 from chromabox.detect.boxes import iou
 from chromabox.detect.data.dataset import DetectionDataset, Sample
 from chromabox.detect.detections import Detections
-from chromabox.detect.inference.outputs import annotate
+from chromabox.detect.inference.outputs import annotate, describe_numbered_classes
 from chromabox.detect.inference.predict import detect_image
 from chromabox.detect.training.auto_freeze import choose_num_frozen
 from chromabox.detect.training.config import FinetuneConfig
 from chromabox.detect.training.finetune import FinetuneResult, finetune
-from chromabox.detect.training.setup import initialise_run
+from chromabox.detect.training.setup import initialise_run, prepare_retention
 from chromabox.detect.weights.convert import export_all_formats
+from chromabox.engine.autotune import resolve_device
 from chromabox.engine.logger import EpochRecord, format_metrics
 from chromabox.engine.options import RuntimeOptions
 from chromabox.engine.runs import RunDir
@@ -64,8 +65,10 @@ def run_finetune(
     interrupted. If ``config.freeze`` is ``auto``, the number of frozen layers is selected first.
     """
     folder, options = run.path, options or RuntimeOptions()
+    resolve_device(options)  # Raises UsageError before data is read.
     initial = initialise_run(config, folder if resume else None)
     if config.freeze == "auto":
+        prepare_retention(config, initial.detector)  # Raises errors before the trials.
         config = choose_num_frozen(config, initial, options)
     try:
         result = finetune(config, folder, options=options, initial=initial, resume=resume, callbacks=(log_metrics,))
@@ -76,7 +79,7 @@ def run_finetune(
     print_evaluation(result.after, title)
     write_evaluation(result.after, folder / "evaluation", {"data": config.data, "size": config.size}, title)
     write_samples(result, folder)
-    for warning in result.after.warnings:
+    for warning in (*result.after.warnings, *describe_numbered_classes(result.detector.classes)):
         log.warning(warning)
     exported = list(export_all_formats(result.detector, folder)) if export else []
     for line in summary_lines(result, folder, exported):

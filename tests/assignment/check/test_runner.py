@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,38 @@ def test_timeout_kills_the_child_and_its_processes(tmp_path: Path) -> None:
     message = result.error or messages(result, "unet")["shapes"]
     assert message.endswith("did not finish within 6 s")
     if pid_file.exists():
-        state = Path(f"/proc/{pid_file.read_text()}/stat")
-        has_ended = not state.exists() or state.read_text().split(")")[1].split()[0] == "Z"
-        assert has_ended
+        assert has_ended(pid_file.read_text())
+
+
+def has_ended(pid: str) -> bool:
+    """Return whether a process has ended. Its entry can remain until its parent process reads its exit code."""
+    state = Path(f"/proc/{pid}/stat")
+    return not state.exists() or state.read_text().split(")")[1].split()[0] == "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the states of processes are read from /proc")
+def test_processes_end_with_the_child_and_with_the_check(tmp_path: Path) -> None:
+    """The first class ends its own process, and the second class kills the check. Both start another process."""
+    text = "import os, subprocess, time\nimport torch\n"
+    for name, end in ("ConvTransposeNet", "os._exit(3)"), ("UNet", "os.kill(int(open('check').read()), 9)"):
+        text += (
+            f"class {name}(torch.nn.Module):\n    def __init__(self, kernel, num_filters, num_colours, in_channels):\n"
+            f"        os.chdir({str(tmp_path)!r})\n        other = subprocess.Popen(['sleep', '600'])\n"
+            f"        open('pids', 'a').write(f'{{os.getpid()}} {{other.pid}} ')\n"
+            f"        {end}\n        time.sleep(600)\n"
+        )
+    (tmp_path / "mine.py").write_text(text)
+    code = (
+        "import os; from pathlib import Path; Path('check').write_text(str(os.getpid()))\n"
+        "from chromabox.assignment.check.runner import check_file; check_file(Path('mine.py'))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, timeout=LONG_TIMEOUT)
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == 4
+    deadline = time.monotonic() + 60
+    while not all(map(has_ended, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in pids if not has_ended(pid)] == []
 
 
 def test_file_without_the_classes_is_reported_with_its_classes(tmp_path: Path) -> None:

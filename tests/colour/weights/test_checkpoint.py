@@ -82,6 +82,9 @@ def test_missing_or_truncated_file_is_rejected(tmp_path: Path) -> None:
         {"palette": {"name": "x", "colours": [[0, 0, 0]]}},
         {"palette": {"name": "x", "colours": [[0, 0, 0], [2, 2, 2]]}},
         {"palette": {"name": "x", "colours": ["red", "blue"]}},
+        {"palette": {"name": "x", "colours": [[10**400, 0, 0], [1, 1, 1]]}},
+        {"bins": {"centres": [[0, 0], [10**9, 0]], "frequencies": [0.5, 0.5], "spacing": 10}},
+        {"bins": {"centres": [[0, 0], [10, 0]], "frequencies": [0.5, 0.5], "spacing": 10**400}},
     ],
 )
 def test_invalid_metadata_gives_one_line_error_with_exit_code_1(tmp_path: Path, changes: dict) -> None:
@@ -92,6 +95,14 @@ def test_invalid_metadata_gives_one_line_error_with_exit_code_1(tmp_path: Path, 
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
     assert raised.value.exit_code == 1
+
+
+def test_checkpoint_with_values_that_are_not_finite_is_rejected(tmp_path: Path) -> None:
+    state = save_model(tmp_path / "net.safetensors").state_dict()
+    next(iter(state.values())).view(-1)[1] = float("nan")
+    save_checkpoint(tmp_path / "net.safetensors", {"net": state}, model_metadata("unet", SETTINGS, HORSE24))
+    with pytest.raises(ChromaboxError, match=r"net\.safetensors: .*contains values that are not finite"):
+        load_model(tmp_path / "net.safetensors")
 
 
 def test_bundled_model_in_pytorch_equals_the_onnx_file() -> None:

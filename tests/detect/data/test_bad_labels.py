@@ -18,6 +18,9 @@ from detection_fixtures import make_image, make_voc_xml, make_yolo_dataset, read
 GOOD = "1 0.5 0.5 0.5 0.4"
 GOOD_BOX = (25.0, 15.0, 75.0, 35.0)
 
+#: Label of class 0, without which the classes could be counted from 1.
+CLASS_0 = "0 0.5 0.5 0.2 0.2"
+
 
 @dataclass
 class BadLine:
@@ -54,7 +57,7 @@ YOLO = {
 @pytest.mark.parametrize("case", YOLO)
 def test_invalid_line_does_not_affect_other_labels(tmp_path: Path, case: str) -> None:
     bad = YOLO[case]
-    folder = make_yolo_dataset(tmp_path, {"train/a": f"{GOOD}\n{bad.line}\n", "train/b": GOOD})
+    folder = make_yolo_dataset(tmp_path, {"train/a": f"{GOOD}\n{bad.line}\n", "train/b": GOOD, "train/c": CLASS_0})
     (folder / "images" / "val").mkdir()
     before = read_all_files(folder)
     data = load_detection_dataset(folder)
@@ -162,6 +165,11 @@ def test_damaged_and_missing_images_are_reported_and_dropped(tmp_path: Path) -> 
 BAD_XML = {
     "truncated": "<annotation><object>",
     "expanding entities": '<!DOCTYPE a [<!ENTITY b "bb"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>',
+    # Names of codecs of Python that are unknown, not for text, only for Windows, or for domain names.
+    **{
+        f"encoding {name}": f'<?xml version="1.0" encoding="{name}"?><annotation></annotation>'
+        for name in ("foo", "rot13", "mbcs", "idna", "utf-32", "undefined", "hex", "x" * 300)
+    },
     "external entity": '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><annotation>&b;</annotation>',
 }
 
@@ -173,12 +181,15 @@ def test_invalid_or_unsafe_xml_is_reported_and_dropped(tmp_path: Path, case: str
     (tmp_path / "a.xml").write_text(BAD_XML[case])
     (tmp_path / "b.xml").write_text(make_voc_xml(("cat", (26, 16, 75, 35))))
     data = load_detection_dataset(tmp_path)
-    assert [(issue.issue_type, issue.path.name) for issue in data.issues] == [("unreadable label", "a.xml")]
+    assert [(issue.issue_type, issue.path.name) for issue in data.issues] == [
+        ("unreadable label", "a.xml"),
+        ("unused picture", "a.png"),
+    ]
     assert [sample.path.name for sample in data.samples] == ["b.png"]
 
 
 BAD_FILES = {
-    "duplicate names": ("data.yaml", "train: images\nnames: [cat, cat]", "names: expected a list of different names"),
+    "duplicate names": ("data.yaml", "train: images\nnames: [cat, cat]", "two classes have the names 'cat' and 'cat'"),
     "names with a gap": (
         "data.yaml",
         "train: images\nnames: {0: cat, 2: dog}",
@@ -190,15 +201,29 @@ BAD_FILES = {
         "train: images\na: &a [x, x, x, x, x, x, x, x, x]\n"
         + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
         + "names: *i",
-        "names: expected a list of different names",
+        "line 3: references (*) to lists and mappings are not supported",
     ),
-    "aliases as a path": ("data.yaml", "train: &a [[images]]\npath: *a", "path: expected the path of a folder"),
+    "merged aliases": (
+        "data.yaml",
+        "train: images\na: &a {x: 1}\n"
+        + "".join(
+            f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+        ),
+        "line 3: references (*) to lists and mappings are not supported",
+    ),
+    "pairs of aliases": ("data.yaml", "train: images\na: &a [1]\nnames: !!pairs [x: *a]", "references (*) to lists"),
+    "aliases as a path": ("data.yaml", "train: &a [[images]]\npath: *a", "references (*) to lists and mappings"),
     "nested list of paths": ("data.yaml", "train: [[images]]", "train: expected the path of a folder"),
+    "line break in a path": ("data.yaml", 'train: "a\\nb"', r"train: a\nb does not exist or is no regular file"),
     "device": ("data.yaml", "train: /dev/zero", "train: /dev/zero does not exist or is no regular file"),
     "long path": ("data.yaml", f"train: {'a' * 5000}", "aaa does not exist or is no regular file"),
-    "number with too many digits": ("data.yaml", f"train: images\nnc: {'9' * 5000}", "cannot be read as YAML"),
-    "invalid date": ("data.yaml", "train: 2001-99-99", "cannot be read as YAML"),
-    "invalid tag": ("data.yaml", "train: images\nnc: !!bool x", "cannot be read as YAML"),
+    "number with too many digits": (
+        "data.yaml",
+        f"train: images\nnc: {'9' * 5000}",
+        "expected a number of classes from 1 to 9999",
+    ),
+    "invalid date": ("data.yaml", "train: 2001-99-99", "train: 2001-99-99 does not exist"),
+    "text as a number": ("data.yaml", "train: images\nnc: !!bool x", "nc is x; expected a number of classes"),
     "large YAML": ("data.yaml", "train: images\n#" + "x" * (1 << 18), "dataset description of at most 262,144 bytes"),
     "deep JSON": ("labels.json", "[" * 100_000, "cannot be read as JSON"),
     "infinite category": (
@@ -208,7 +233,11 @@ BAD_FILES = {
     ),
     "no images": ("data.yaml", "names: [cat]", "does not describe a dataset"),
     "not YAML": ("data.yaml", "train: [", "cannot be read as YAML"),
-    "YAML that creates objects": ("data.yaml", "train: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+    "YAML that creates objects": (
+        "data.yaml",
+        "train: !!python/object/apply:os.getcwd []",
+        "does not describe a dataset",
+    ),
     "not JSON": ("labels.json", "{", "cannot be read as JSON"),
     "other JSON": ("labels.json", "{}", "contains no COCO annotations"),
     "categories without names": (
@@ -236,13 +265,29 @@ def test_invalid_description_is_rejected_with_one_line(tmp_path: Path, case: str
     assert "\n" not in str(caught.value)
 
 
-def test_class_number_without_names_is_limited(tmp_path: Path) -> None:
-    folder = make_yolo_dataset(tmp_path, {"train/a": GOOD, "train/b": "4294967296 0.5 0.5 0.2 0.2\n"}, names=None)
+@pytest.mark.parametrize("number", ["2000", "20230401", "1e9", "4294967296", "1e30", "1e308"])
+def test_class_number_without_names_is_limited(tmp_path: Path, number: str) -> None:
+    folder = make_yolo_dataset(tmp_path, {"train/a": GOOD, "train/b": f"{number} 0.5 0.5 0.2 0.2\n"}, names=None)
     data = load_detection_dataset(folder)
     assert [str(issue.message) for issue in data.issues] == [
-        "class 4294967296 is not defined; expected 0 to 9999; dropped"
+        f"class {number} is not defined; expected 0 to 1999; dropped"
     ]
     assert len(data.classes) < 10
+
+
+def test_name_references_in_yaml_are_read(tmp_path: Path) -> None:
+    make_yolo_dataset(tmp_path, {"train/a": GOOD, "val/b": GOOD}, names=None)
+    (tmp_path / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [&a cat, dog]\nx: *a\n")
+    assert load_detection_dataset(tmp_path / "data.yaml").classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("content", ["filename\n" + "x" * 200_000, "x" * 200_000 + "\na"])
+def test_table_with_a_long_field_is_rejected(tmp_path: Path, content: str) -> None:
+    make_image(tmp_path / "a.png")
+    (tmp_path / "a.xml").write_text(make_voc_xml(("cat", (26, 16, 75, 35))))
+    (tmp_path / "train_labels.csv").write_text(content)
+    with pytest.raises(ChromaboxError, match=r"train_labels\.csv: cannot be read as a list of images"):
+        load_detection_dataset(tmp_path)
 
 
 def test_path_without_dataset_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +298,7 @@ def test_path_without_dataset_is_rejected(tmp_path: Path, monkeypatch: pytest.Mo
         load_detection_dataset(tmp_path / "unlabelled")
     with pytest.raises(UsageError, match="does not exist: expected the folder"):
         load_detection_dataset(tmp_path / "nowhere")
-    with pytest.raises(UsageError, match=r"unsupported file; expected a folder, a \.yaml"):
+    with pytest.raises(UsageError, match=r"unsupported file; expected a folder, a \.zip, a \.yaml"):
         load_detection_dataset(tmp_path / "unlabelled" / "a.png")
     with pytest.raises(UsageError, match="coco128 is neither in CHROMABOX_MIRROR nor in"):
         load_detection_dataset("coco128")

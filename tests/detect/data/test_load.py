@@ -57,7 +57,7 @@ def test_yolo_yaml_variations(tmp_path: Path, case: str) -> None:
 def test_yolo_without_yaml(tmp_path: Path) -> None:
     data = load_detection_dataset(make_yolo_dataset(tmp_path, LINES, names=None))
     check_dataset(data)
-    assert (data.has_class_names, data.classes) == (False, ("0", "1"))
+    assert (data.has_class_names, data.classes) == (False, ("class 0", "class 1"))
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     assert load_detection_dataset(tmp_path).classes == ("cat", "dog")
 

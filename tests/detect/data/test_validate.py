@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.detect.data.validate import DatasetReport, validate_dataset
+from chromabox.detect.data.dataset import DetectionDataset
+from chromabox.detect.data.validate import NO_COMMON_CLASS, DatasetReport, default_split, validate_dataset
 from detection_fixtures import make_image, make_yolo_dataset, read_all_files
 
 DOG = "1 0.5 0.5 0.5 0.4\n"
+CAT = "0 0.4 0.4 0.5 0.4\n"
 
 
 def make_invalid_dataset(folder: Path) -> Path:
@@ -66,6 +68,75 @@ def test_report_is_converted_to_json(report: DatasetReport) -> None:
 
 
 def test_dataset_with_only_huge_boxes_is_valid(tmp_path: Path) -> None:
-    report = validate_dataset(make_yolo_dataset(tmp_path, {"train/a": DOG, "val/b": "0 0.5 0.5 1 1\n"}))
+    report = validate_dataset(make_yolo_dataset(tmp_path, {"train/a": DOG, "val/b": "1 0.5 0.5 1 1\n"}))
     assert report.is_valid
     assert report.issue_counts == {"huge box": 1}
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "is_valid", "problem", "warnings"),
+    [
+        (CAT + DOG, CAT + DOG, True, None, []),
+        (DOG, CAT + DOG, True, None, ["classes without training boxes, which cannot be learnt: 1 of 2 (cat)"]),
+        (
+            CAT + DOG,
+            DOG,
+            True,
+            None,
+            ["classes without validation boxes, whose results are not measured: 1 of 2 (cat)"],
+        ),
+        (
+            DOG,
+            CAT,
+            False,
+            None,
+            [
+                "classes without training boxes, which cannot be learnt: 1 of 2 (cat)",
+                "classes without validation boxes, whose results are not measured: 1 of 2 (dog)",
+                NO_COMMON_CLASS,
+            ],
+        ),
+        (CAT + DOG, "", False, "the images of the split val, which are used for validation, have no boxes", None),
+        ("", DOG, True, "no labelled training images", None),
+    ],
+)
+def test_classes_that_are_not_learnt_or_not_measured_are_reported(
+    train: str, val: str, is_valid: bool, problem: str | None, warnings: list[str] | None, tmp_path: Path
+) -> None:
+    report = validate_dataset(make_yolo_dataset(tmp_path, {"train/a": train, "val/b": val}))
+    assert report.is_valid is is_valid
+    assert (report.training_problem or "").startswith(problem or "")
+    assert (report.training_problem is None) is (problem is None)
+    assert warnings is None or report.class_warnings == warnings
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["1 0.5 0.5 0.2 0.2", "2 0.5 0.5 0.2 0.2"], True),
+        (["2 0.5 0.5 0.2 0.2"], True),
+        (["0 0.5 0.5 0.2 0.2", "2 0.5 0.5 0.2 0.2"], False),
+        (["1 0.5 0.5 0.2 0.2"], False),
+        (["1 0.5 0.5 0.2 0.2", "3 0.5 0.5 0.2 0.2"], False),
+    ],
+)
+def test_classes_counted_from_1_are_reported(lines: list[str], expected: bool, tmp_path: Path) -> None:
+    folder = make_yolo_dataset(tmp_path, {"train/a": "\n".join(lines), "val/b": lines[0]})
+    hint = "no label has class 0, and the highest class is 2, the number of classes"
+    assert [issue.message.startswith(hint) for issue in validate_dataset(folder).issues].count(True) == expected
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"),
+    [
+        (("train", "val", "test"), "val"),
+        (("train2017", "val2017"), "val2017"),
+        (("train", "test"), "test"),
+        (("training", "validation", "testing"), "validation"),
+        (("Train", "Test"), "Test"),
+        (("train", "val1", "val2"), "val"),
+        (("",), None),
+    ],
+)
+def test_default_split_prefers_validation_over_test(splits: tuple[str, ...], expected: str | None) -> None:
+    assert default_split(DetectionDataset((), ("cat",), splits)) == expected

@@ -12,7 +12,6 @@ from chromabox.detect.data.load import load_detection_dataset
 from chromabox.detect.detections import Detections
 from chromabox.detect.evaluation import evaluate
 from chromabox.detect.evaluation.evaluate import (
-    default_split,
     evaluate_detector,
     evaluate_predictions,
     find_leaks,
@@ -92,6 +91,15 @@ def test_classes_missing_from_the_model_give_a_warning(monkeypatch: pytest.Monke
     assert result.warnings[0] == "classes missing from the model: cat; number of boxes ignored: 1"
 
 
+def test_numbers_of_classes_without_names_are_told(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replace_predictions(monkeypatch, {"a": make_detections([], [], [])})
+    data = load_detection_dataset(make_yolo_dataset(tmp_path, {"val/a": DOG}, names=None))
+    warnings = evaluate_detector(detector, data).warnings
+    assert warnings[0] == "the dataset has no class names; its class numbers are used as those of the model"
+
+
 def test_unreadable_file_is_evaluated_without_detections(
     monkeypatch: pytest.MonkeyPatch, data: DetectionDataset, detector: Detector
 ) -> None:
@@ -106,19 +114,6 @@ def test_dataset_without_ground_truth_is_rejected(data: DetectionDataset) -> Non
     no_predictions = [ImagePredictions(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))]
     with pytest.raises(ChromaboxError, match="the images have no ground-truth boxes"):
         evaluate_predictions(no_predictions, empty)
-
-
-@pytest.mark.parametrize(
-    ("splits", "expected"),
-    [
-        (("train", "val", "test"), "val"),
-        (("train2017", "val2017"), "val2017"),
-        (("train", "test"), "test"),
-        (("",), None),
-    ],
-)
-def test_default_split_prefers_validation_over_test(splits: tuple[str, ...], expected: str | None) -> None:
-    assert default_split(DetectionDataset((), ("cat",), splits)) == expected
 
 
 def test_duplicates_across_splits_are_found_up_to_the_image_limit(tmp_path: Path) -> None:

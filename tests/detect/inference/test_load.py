@@ -8,6 +8,7 @@ import pytest
 
 from chromabox.detect.inference.load import open_detector
 from chromabox.detect.weights import convert
+from chromabox.detect.weights.convert import export_darknet
 from chromabox.detect.weights.load import Detector, save_detector
 from chromabox.detect.weights.onnx_model import OnnxDetector, load_onnx_detector, resolve_weights
 from chromabox.errors import ChromaboxError, UsageError
@@ -50,6 +51,23 @@ def test_other_weights_are_exported_once(
     changed = open_detector(path)
     assert len({first.path, large.path, changed.path}) == 3
     assert np.abs(changed.predict(images)[1] - first.predict(images)[1]).max() > 0.1
+
+
+def test_weights_with_changed_class_names_are_exported_again(
+    exported: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(detector: Detector, path: Path, *, size: int | None) -> None:
+        classes.append(detector.classes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(exported.read_bytes())
+
+    classes: list[tuple[str, ...]] = []
+    monkeypatch.setattr(convert, "export_detector", copy)
+    export_darknet(make_small_detector(), tmp_path / "best.weights")
+    for names in ("cat\ndog\nred fox\n", "chat\nchien\nrenard\n", "chat\nchien\nrenard\n"):
+        (tmp_path / "best.names").write_text(names)
+        open_detector(tmp_path / "best.weights")
+    assert classes == [CLASS_NAMES, ("chat", "chien", "renard")]
 
 
 def test_damaged_file_in_the_cache_is_exported_again(

@@ -1,6 +1,7 @@
 """Output of detections, against the published formats (COCO results, YOLO text files) and hand calculations."""
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,11 +18,16 @@ from chromabox.detect.detections import Detections
 from chromabox.detect.inference.outputs import (
     ImageDetections,
     annotate,
+    describe_numbered_classes,
+    drawable_name,
     write_coco_results,
     write_csv,
     write_yolo_labels,
 )
 from chromabox.errors import ChromaboxError
+from chromabox.io.images import _font_file, can_draw
+
+NUMBERED = "the font of images lacks characters of these classes, which are drawn as numbers"
 
 DETECTIONS = Detections(
     xyxy=np.array([[10, 20, 50, 100], [100, 40, 180, 90]], np.float32),
@@ -63,6 +69,45 @@ def test_other_classes_are_numbered_from_one_and_image_ids_are_names(tmp_path: P
     assert (first["image_id"], first["category_id"], first["file_name"]) == ("in/dog", 17, "in/dog.jpg")
 
 
+IMAGE_IDS = {
+    "digits": (["val/01.jpg", "val/2.jpg", "cat.jpg"], [1, 2, "cat"]),
+    "equal numbers": (["01.jpg", "1.jpg"], ["01", "1"]),
+    "folders": (["a/1.jpg", "b/1.jpg", "b/2.jpg"], ["a/1", "b/1", "b/2"]),
+    "suffixes": (["a/1.jpg", "a/1.png"], ["a/1.jpg", "a/1.png"]),
+    "frames": (["v.mp4:0", "v.mp4:12", "1.jpg"], ["v_000000", "v_000012", 1]),
+    "image with the name of a frame": (["v.mp4:12", "v_000012.jpg"], ["v.mp4/000012", "v_000012.jpg"]),
+    "videos": (["v.mp4:0", "v.mkv:0"], ["v.mp4/000000", "v.mkv/000000"]),
+}
+
+
+@pytest.mark.parametrize("case", IMAGE_IDS)
+def test_every_image_has_its_own_id(tmp_path: Path, case: str) -> None:
+    names, expected = IMAGE_IDS[case]
+    frames = [(name.split(":")[0], int(name.split(":")[1]) if ":" in name else None) for name in names]
+    results = [ImageDetections(name, (120, 200), DETECTIONS, frame) for name, frame in frames]
+    write_coco_results(tmp_path / "found.json", results, COCO_CLASSES)
+    rows = json.loads((tmp_path / "found.json").read_text())
+    assert [row["image_id"] for row in rows] == [image_id for image_id in expected for _ in range(2)]
+
+
+def test_category_ids_of_the_dataset_are_written(tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools reads the results")
+    detections = replace(DETECTIONS, class_id=np.array([1, 0]), class_names=np.array(["dog", "cat"]))
+    results = [ImageDetections(name, (120, 200), detections) for name in ("a/1.jpg", "b/1.jpg")]
+    write_coco_results(tmp_path / "found.json", results, ("cat", "dog"), (5, 90))
+    truth = coco.COCO()
+    truth.dataset = {
+        "info": {},
+        "images": [{"id": "a/1"}, {"id": "b/1"}],
+        "annotations": [],
+        "categories": [{"id": 5, "name": "cat"}, {"id": 90, "name": "dog"}],
+    }
+    truth.createIndex()
+    found = truth.loadRes(str(tmp_path / "found.json"))
+    assert [len(found.getAnnIds(imgIds=[image_id])) for image_id in ("a/1", "b/1")] == [2, 2]
+    assert [row["bbox"] for row in found.loadAnns(found.getAnnIds(catIds=[90]))] == [[10, 20, 40, 80]] * 2
+
+
 def test_coco_results_without_detections_are_an_empty_list(tmp_path: Path) -> None:
     assert write_and_read_coco(tmp_path, "a.jpg", NO_DETECTIONS, COCO_CLASSES) == []
 
@@ -84,7 +129,7 @@ def test_yolo_labels_equal_hand_calculation(tmp_path: Path) -> None:
     write_yolo_labels(tmp_path / "labels" / "a.txt", ImageDetections("a.jpg", (120, 200), DETECTIONS))
     first = (tmp_path / "labels" / "a.txt").read_text().splitlines()[0].split()
     # Centre (30, 60) and size (40, 80) in an image of 200 × 120 pixels.
-    assert [int(first[0]), *map(float, first[1:])] == pytest.approx([16, 0.15, 0.5, 0.2, 2 / 3, 0.9], abs=1e-6)
+    assert [int(first[0]), *map(float, first[1:])] == pytest.approx([16, 0.15, 0.5, 0.2, 2 / 3], abs=1e-9)
     write_yolo_labels(tmp_path / "b.txt", ImageDetections("b.jpg", (120, 200), NO_DETECTIONS))
     assert (tmp_path / "b.txt").read_text() == ""
 
@@ -155,6 +200,42 @@ def test_labels_are_inside_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (labels >= 0).all()
     assert (labels[:, [0, 2]] < 320).all()
     assert (labels[:, [1, 3]] < 240).all()
+
+
+# Bitmaps are compared with those of the same names drawn without Chromabox by Pillow. DejaVu's list of characters
+# (DejaVuSans.txt of the project) has Latin, Greek and Cyrillic, but neither Chinese nor Devanagari nor most emoji.
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        *((name, name) for name in ("Straßenbahn", "Łódź", "γάτα", "кошка", "O'Brien & co.", "ﬁn")),
+        ("cafe\u0301", "café"),
+        *(
+            (name, "class 7")
+            for name in ("猫", "ネコ", "고양이", "cat 猫", "हाथी", "🦊", "a\nb", "a\u2029b", "a\ud800b")
+        ),
+    ],
+)
+def test_class_names_are_drawn_in_scripts_of_the_font_and_otherwise_as_numbers(name: str, drawn: str) -> None:
+    pixels = np.full((120, 400, 3), 90, np.uint8)
+    one = replace(DETECTIONS[0], class_id=np.array([7]), class_names=np.array([name], object))
+    expected = replace(one, class_names=np.array([drawn], object))
+    assert drawable_name(name, 7) == drawn
+    assert (annotate(pixels, one) == annotate(pixels, expected)).all()
+    note = describe_numbered_classes(["dog", name])
+    assert note == ([] if drawn != "class 7" else [f"{NUMBERED}: class 1 is {name}"])
+
+
+def test_glyphs_are_those_in_the_character_map_of_the_font() -> None:
+    ttf = pytest.importorskip("fontTools.ttLib")
+    characters = ttf.TTFont(io.BytesIO(_font_file())).getBestCmap()
+    codes = [*range(0x20, 0x7F), *range(0x370, 0x700, 5), *range(0x3040, 0x3100, 7), *range(0x1F600, 0x1F680, 5)]
+    drawable = {code for code in codes if can_draw(chr(code))}
+    assert drawable == {code for code in codes if code in characters}
+
+
+def test_many_numbered_classes_are_listed_in_part() -> None:
+    (line,) = describe_numbered_classes([f"猫{index}" for index in range(12)])
+    assert line.endswith("class 9 is 猫9 (and 2 more)")
 
 
 def test_labels_do_not_overlap_if_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,10 @@ values in the published weight files (file size minus 20 bytes, divided by 4).
 from dataclasses import replace
 
 import pytest
+import torch
 
 from chromabox.detect.models.architecture import (
+    DARKNET,
     Architecture,
     Convolution,
     FeatureShape,
@@ -21,6 +23,7 @@ from chromabox.detect.models.architecture import (
     yolov3,
     yolov3_tiny,
 )
+from chromabox.detect.models.darknet import DarknetModel
 from chromabox.errors import ChromaboxError, UsageError
 
 ANCHORS = ((10.0, 14.0), (23.0, 27.0))
@@ -105,11 +108,40 @@ def test_zero_classes_are_rejected() -> None:
         ),
         (with_head(Convolution(4, 3, groups=0)), "groups is 0; expected at least 1"),
         (with_head(MaxPool(2, 0)), "stride is 0; expected at least 1"),
+        (with_head(Convolution(4, 3, pad=-1)), "pad is -1; expected at least 0"),
+        # The output has 64 + 2·0 − 65 + 1 = 0 pixels (PyTorch's documentation of Conv2d).
+        (with_head(Convolution(4, 65, pad=0)), "its output has 4 × 0 × 0 values; expected at least 1"),
+        (with_head(Convolution(4, 3, pad=10**8)), "its output has 4 × 200000062 × 200000062 values"),
+        (with_head(Convolution(4, 3), Convolution(4, 3, pad=0), Shortcut(0)), "its inputs have the sides 62, 64;"),
+        (with_head(Convolution(10**6, 1)), "its output has 1000000 × 64 × 64 values; expected .* at most 268,435,456"),
+        ((*with_head()[:1], Yolo((0, 1), ANCHORS, 10**8)), "classes is 100000000; expected 1 to 10000"),
+        ((*with_head()[:1], Yolo((0, 1), ((1.0, 2.0), (float("nan"), 3.0)), 1)), "anchors has values that are not pos"),
     ],
 )
 def test_inconsistent_layers_are_rejected(layers: tuple[Layer, ...], message: str) -> None:
     with pytest.raises(ChromaboxError, match=f"^net(: .*| ){message}"):
         Architecture("net", layers, size=64)
+
+
+def test_size_of_a_layer_equals_the_size_of_its_output() -> None:
+    """PyTorch computes the sizes of unpadded, strided and even convolutions."""
+    layers = (Convolution(4, 3, pad=0), Convolution(4, 2, 2), MaxPool(3, 2), Upsample(2))
+    sizes = [62, 32, 16, 32]
+    model = DarknetModel(Architecture("net", with_head(*layers), size=64), DARKNET).eval()
+    images = torch.zeros(1, 3, 64, 64)
+    for layer, size in zip(model.layers[:4], sizes, strict=True):
+        images = layer(images)
+        assert images.shape[2:] == (size, size)
+    for layer_count, size in enumerate(sizes, 1):
+        # The two inputs of a shortcut have the computed size and the size of the image, which differ.
+        with pytest.raises(ChromaboxError, match=f"different sizes|the sides {size}, 64"):
+            Architecture("net", with_head(Convolution(4, 1), *layers[:layer_count], Shortcut(0)), size=64)
+
+
+@pytest.mark.parametrize("changes", [{"size": 99_999_968}, {"size": 0}, {"size": 8224}, {"channels": 1}])
+def test_input_of_another_size_or_kind_is_rejected(changes: dict[str, int]) -> None:
+    with pytest.raises(ChromaboxError, match=r"yolov3-tiny: .*at most 8192|input channels is 1; expected 3 \(RGB\)"):
+        replace(yolov3_tiny(), **changes)  # type: ignore[arg-type]
 
 
 def test_size_that_is_not_a_multiple_of_the_stride_is_rejected() -> None:

@@ -1,7 +1,6 @@
 """Data splits, batches of augmented views, and validation with a cache against evaluation without one."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from chromabox.detect.training.feature_cache import FeatureCache
 from chromabox.detect.training.loss import DetectionLoss
 from chromabox.detect.training.setup import compute_losses
 from chromabox.detect.training.validator import Validator
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import UsageError
 from detection_fixtures import make_image, make_yolo_dataset
 from detector_fixtures import CLASS_NAMES, make_small_detector
 
@@ -80,10 +79,11 @@ def test_duplicates_and_corrupt_images_give_warnings(tmp_path: Path) -> None:
     assert splits.warnings[2] == "classes with fewer than 5 training boxes: 2 of 2"
 
 
-def test_validation_on_the_training_images_gives_one_warning(tmp_path: Path) -> None:
+def test_validation_on_the_training_images_is_told(tmp_path: Path) -> None:
     dataset = make_yolo_dataset(tmp_path, {f"train/{name}": BOX for name in "abcdef"}, CLASS_NAMES)
     (dataset / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [cat, dog, fox]\n")
-    (warning,) = split_dataset(load_detection_dataset(dataset), 0, early_stopping=False).warnings
+    issue, warning = split_dataset(load_detection_dataset(dataset), 0, early_stopping=False).warnings
+    assert "the splits train and val name the same images (6 of 6 in train, 6 of 6 in val)" in issue
     assert warning.startswith("validation images that also occur in the training set: 6 of 6")
 
 
@@ -95,9 +95,31 @@ def test_dataset_without_validation_split_holds_out_a_fifth(tmp_path: Path) -> N
     assert splits.warnings == ("no validation split; images held out for validation: 2 of 10",)
 
 
+def test_test_images_are_never_trained_on(tmp_path: Path) -> None:
+    dataset = make_yolo_dataset(
+        tmp_path, {f"{split}/{split}": BOX for split in ("train", "extra", "Testing", "Val")}, None
+    )
+    description = (
+        "train: [images/train, images/extra]\nValid: images/Val\nTEST: [images/Testing, images/extra]\nnc: 3\n"
+    )
+    (dataset / "data.yaml").write_text(description)
+    splits = split_dataset(load_detection_dataset(dataset), 0, early_stopping=False)
+    assert [sample.path.stem for sample in splits.train.samples] == ["train"]
+    assert [sample.path.stem for sample in splits.val.samples] == ["Val"]
+    assert "training images that are also test images: 1; not used for training" in splits.warnings
+
+
+@pytest.mark.parametrize("names", [("training", "testing"), ("Train", "TEST"), ("obj_train_data", "obj_Test_data")])
+def test_test_split_serves_as_validation_split(tmp_path: Path, names: tuple[str, str]) -> None:
+    data = load_detection_dataset(make_yolo_dataset(tmp_path, {f"{name}/{name}": BOX for name in names}, None))
+    splits = split_dataset(data, 0, early_stopping=False)
+    parts = (splits.train, splits.val)
+    assert tuple(sample.path.stem for part in parts for sample in part.samples) == names
+
+
 def test_dataset_without_labelled_training_images_is_rejected(tmp_path: Path) -> None:
     dataset = make_yolo_dataset(tmp_path, {"train/a": "", "val/x": BOX}, CLASS_NAMES)
-    with pytest.raises(UsageError, match="no labelled training images in the splits train, val"):
+    with pytest.raises(UsageError, match="no labelled training images: expected at least one image with boxes outside"):
         split_dataset(load_detection_dataset(dataset), 0, early_stopping=False)
 
 
@@ -178,22 +200,46 @@ def test_validator_equals_evaluation_of_the_files(folder: Path, num_frozen: int,
 def test_stored_splits_are_read_without_decoding_images(folder: Path, tmp_path: Path) -> None:
     data = load_detection_dataset(folder)
     splits = split_dataset(data, 0, early_stopping=True)
-    splits.save(tmp_path / "splits.json")
+    splits.images.write(tmp_path / "splits.json")
     loaded = DataSplits.load(tmp_path / "splits.json", data)
-    assert loaded.warnings == splits.warnings
+    assert (loaded.warnings, loaded.fingerprint) == (splits.warnings, splits.fingerprint)
     for name in ("train", "early_stopping", "val"):
         paths = [[sample.path for sample in getattr(each, name).samples] for each in (loaded, splits)]
         assert paths[0] == paths[1]
-    missing = splits.train.samples[0].path
-    smaller = replace(data, samples=tuple(sample for sample in data.samples if sample.path != missing))
-    with pytest.raises(
-        ChromaboxError, match=rf"splits\.json: the file is damaged or lists images that are missing .*{missing}"
-    ):
-        DataSplits.load(tmp_path / "splits.json", smaller)
-    for content in ("{", "{}", "[]", '{"train": 3, "early_stopping": null, "val": [], "warnings": []}'):
-        (tmp_path / "splits.json").write_text(content)
-        with pytest.raises(ChromaboxError, match=r"splits\.json: the file is damaged"):
-            DataSplits.load(tmp_path / "splits.json", data)
+
+
+@pytest.mark.parametrize(("num_labelled", "early_stopping"), [(2, False), (3, True), (8, True)])
+def test_held_out_images_include_labelled_ones(num_labelled: int, early_stopping: bool, tmp_path: Path) -> None:
+    """A fifth of two images with boxes would be less than one image."""
+    lines = [BOX if index < num_labelled else "" for index in range(12)]
+    dataset = make_yolo_dataset(tmp_path, {f"train/{index}": text for index, text in enumerate(lines)}, None)
+    (dataset / "data.yaml").write_text("train: images/train\nnames: [cat, dog, fox]\n")
+    splits = split_dataset(load_detection_dataset(dataset), 1, early_stopping=early_stopping)
+    parts = [splits.train, splits.val, *([splits.early_stopping] if early_stopping else [])]
+    assert all(any(len(sample.boxes) for sample in part.samples) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"train/a": BOX, "val/x": ""}, "the images of the split val, which are used for validation, have no boxes"),
+        ({"train/a": BOX, "train/b": ""}, "only one image has boxes: expected at least two"),
+    ],
+)
+def test_dataset_that_cannot_be_validated_is_rejected(labels: dict[str, str], message: str, tmp_path: Path) -> None:
+    dataset = make_yolo_dataset(tmp_path, labels, CLASS_NAMES)
+    if not any(name.startswith("val") for name in labels):
+        (dataset / "data.yaml").write_text("train: images/train\nnames: [cat, dog, fox]\n")
+    with pytest.raises(UsageError, match=message):
+        split_dataset(load_detection_dataset(dataset), 0, early_stopping=False)
+
+
+def test_identical_labelled_images_cannot_be_held_out(tmp_path: Path) -> None:
+    dataset = make_yolo_dataset(tmp_path, {"train/a": BOX, "train/b": BOX, "train/c": ""}, None)
+    (dataset / "data.yaml").write_text("train: images/train\nnames: [cat, dog, fox]\n")
+    make_image(dataset / "images/train/b.png", seed=0)  # the image of train/a
+    with pytest.raises(UsageError, match="too few different images with boxes to hold out one of them for validation"):
+        split_dataset(load_detection_dataset(dataset), 0, early_stopping=False)
 
 
 def test_loss_with_cached_features_equals_loss_of_the_whole_model(samples: AugmentedSamples) -> None:

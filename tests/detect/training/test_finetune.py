@@ -206,6 +206,61 @@ def test_distillation_requires_the_default_recipe_and_new_classes_added_to_old_o
     assert "train_old_class" not in read_metrics(tmp_path / "run")[0]
 
 
+def test_category_ids_of_coco_files_are_stored_with_the_weights(weights: Path, tmp_path: Path) -> None:
+    folder = make_yolo_dataset(tmp_path / "set", {"train/a": BOX, "train/b": BOX, "val/x": BOX}, None)
+    images = [{"id": index, "file_name": f"images/train/{name}.png"} for index, name in enumerate("ab")]
+    boxes = [
+        {"id": image["id"], "image_id": image["id"], "category_id": 90, "bbox": [1, 2, 30, 40]} for image in images
+    ]
+    categories = [{"id": 90, "name": "dog"}, {"id": 5, "name": "hedgehog"}]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    (folder / "labels.json").write_text(json.dumps(content))
+    detector = initialise_run(_config(folder / "labels.json", weights), None).detector
+    assert (detector.classes, detector.category_ids) == (("hedgehog", "dog"), (5, 90))
+    save_detector(tmp_path / "custom.safetensors", detector)
+    assert load_detector(tmp_path / "custom.safetensors").category_ids == (5, 90)
+    # The ids are those of these classes only.
+    kept = initialise_run(_config(folder / "labels.json", weights, keep_old_classes=True), None).detector
+    assert kept.category_ids == ()
+    other = make_yolo_dataset(tmp_path / "other", {"train/a": BOX, "train/b": BOX, "val/x": BOX}, ("dog", "cat"))
+    assert initialise_run(_config(other, tmp_path / "custom.safetensors"), None).detector.category_ids == ()
+
+
+def test_unnamed_dataset_is_trained_like_a_named_one(
+    weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The weights know cat and dog; classes 0 and 1 without names are neither of them."""
+    labels = {"train/a": BOX, "train/b": BOX, "val/x": BOX}
+    states, summaries = [], []
+    with caplog.at_level("INFO"):
+        for names in (("owl", "hedgehog"), None):
+            folder = tmp_path / f"{names}"
+            data = make_yolo_dataset(folder / "set", labels, names)
+            summaries.append(finetune(_config(data, weights, epochs=1), folder / "run").summary)
+            states.append(
+                [load_checkpoint(folder / "run" / name)[0] for name in ("start.safetensors", "best.safetensors")]
+            )
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+    assert [summary["classes"]["new"] for summary in summaries] == [["owl", "hedgehog"], ["class 0", "class 1"]]
+    assert summaries[1]["after"]["ap50"] == summaries[0]["after"]["ap50"]
+    assert "classes taken over from the weights: 0; new classes: 2 (class 0, class 1); classes of" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("new_classes", "kept", "new"),
+    [(None, ["Dog", "cat"], ["owl"]), (["dog"], ["cat"], ["Dog", "owl"]), ([], [], ["Dog", "cat", "owl"])],
+)
+def test_new_classes_with_names_of_old_classes(
+    new_classes: list[str] | None, kept: list[str], new: list[str], weights: Path, tmp_path: Path
+) -> None:
+    data = make_yolo_dataset(tmp_path / "set", {"train/a": BOX, "val/x": BOX}, ("Dog", "cat", "owl"))
+    config = _config(data, weights, new_classes=new_classes)
+    RunDir(tmp_path).save_config(config)
+    assert RunDir(tmp_path).load_config(FinetuneConfig) == config
+    origins = initialise_run(config, None).class_origins
+    assert (origins["kept"], origins["new"]) == (kept, new)
+
+
 def test_learning_rates_are_lower_without_new_classes(weights: Path, tmp_path: Path) -> None:
     lrs = []
     for names in (("dog", "hedgehog"), ("dog", "cat")):

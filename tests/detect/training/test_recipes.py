@@ -33,6 +33,21 @@ def test_given_values_override_the_recipe() -> None:
     assert (recipe.epochs, recipe.batch_size, recipe.accumulate) == (3, 2, 1)
 
 
+@pytest.mark.parametrize("name", ["default", "course"])
+def test_given_learning_rate_scales_all_learning_rates_and_applies_without_new_classes(name: str) -> None:
+    recipe, original = make_finetune_recipe(name, learning_rate=1e-3), FINETUNE_RECIPES[name]
+    assert recipe.lr == pytest.approx(1e-3)
+    assert recipe.adamw_lr / recipe.lr == pytest.approx(original.adamw_lr / original.lr)
+    assert recipe.warmup_bias_lr / recipe.lr == pytest.approx(original.warmup_bias_lr / original.lr)
+    assert recipe.lr_scale_same_classes == recipe.lr_scale_added_classes == 1
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_invalid_learning_rate_is_rejected(value: float) -> None:
+    with pytest.raises(UsageError, match=f"--learning-rate is {value}: expected a number above 0"):
+        make_finetune_recipe("default", learning_rate=value)
+
+
 def test_invalid_values_are_rejected() -> None:
     with pytest.raises(UsageError, match="--recipe is best: expected course or default"):
         make_finetune_recipe("best")

@@ -29,7 +29,7 @@ def test_class_rows_follow_their_names_and_boxes_are_unchanged() -> None:
     torch.testing.assert_close(after[:, 7], before[:, 5 + 0], rtol=0, atol=1e-6)
     # The new one of three classes has the score 1/3 everywhere.
     torch.testing.assert_close(after[:, 6].sigmoid(), torch.full_like(after[:, 6], 1 / 3))
-    assert new.metadata["surgery"] == {"kept": ["Red_Fox", "cat"], "new": ["owl"]}
+    assert new.metadata["surgery"] == {"kept": ["Red_Fox", "cat"], "new": ["owl"], "dropped": ["dog"]}
     assert not new.model.training
 
 
@@ -93,3 +93,20 @@ def test_head_after_a_convolution_with_batch_norm_is_rejected() -> None:
     model = DarknetModel(Architecture("odd", layers, size=32), detector.variant)
     with pytest.raises(ChromaboxError, match="odd: cannot change the classes of the head in layer 1"):
         replace_heads(Detector(model, ("a",), 32, {}), ["b"])
+
+
+def test_new_class_with_the_name_of_an_old_class_has_new_rows() -> None:
+    detector = make_small_detector()
+    new = replace_heads(detector, ["Dog", "cat"], new_classes=["dog"])
+    expected = replace_heads(detector, ["wolf", "cat"])
+    assert new.metadata["surgery"] == {"kept": ["cat"], "new": ["Dog"], "dropped": ["dog", "red fox"]}
+    torch.testing.assert_close(head_output(new), head_output(expected), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("keep_old_classes", "name", "message"),
+    [(False, "wolf", "new class wolf is not in the dataset"), (True, "Dog", "class Dog cannot be new while")],
+)
+def test_new_class_must_be_in_the_dataset_and_not_be_kept(keep_old_classes: bool, name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace_heads(make_small_detector(), ["Dog", "cat"], keep_old_classes, new_classes=[name])

@@ -1,5 +1,6 @@
 """Export of a detector to other formats: files are read back, and no file is left if it would differ."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,15 @@ def test_darknet_files_contain_the_same_model(tmp_path: Path) -> None:
         outputs = load_detector(tmp_path / "a.weights").model(images)
         for output, expected in zip(outputs, detector.model(images), strict=True):
             assert torch.equal(output, expected)
+    assert load_detector(tmp_path / "a.weights").classes == CLASS_NAMES
+
+
+@pytest.mark.parametrize("name", ["red\nfox", " fox", "cat"])
+def test_class_names_that_a_names_file_cannot_contain_are_reported(name: str, tmp_path: Path) -> None:
+    detector = replace(make_small_detector(), classes=(*CLASS_NAMES[:2], name))
+    with pytest.raises(ChromaboxError, match=r"a\.weights: not written, because the detector cannot be stored exactly"):
+        export_darknet(detector, tmp_path / "a.weights")
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_with_different_weights_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

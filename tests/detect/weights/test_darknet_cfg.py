@@ -130,8 +130,8 @@ def test_anchors_round_trip_exactly(
         ("[net]\n[yolo]\nclasses=1\nanchors=1,2\nscale_x_y=1.05\n", r"line 5: \[yolo\] unknown option 'scale_x_y'"),
         ("[net]\nwidth=416\n[convolutional]\nfilters=3\nactivation=relu\n", r"net\.cfg: net has no yolo layer"),
         (
-            "[net]\n" + "[maxpool]\nsize=2\nstride=2\n" * 17 + HEAD,
-            r"net\.cfg: .* the product of all strides is 131072;",
+            "[net]\n" + "[maxpool]\nsize=2\nstride=2\n" * 14 + HEAD,
+            r"net\.cfg: .* the product of all strides is 16384;",
         ),
         ("[net]\n" + "#" * (1 << 18), "bytes; expected a Darknet configuration file of at most 262,144 bytes"),
         (

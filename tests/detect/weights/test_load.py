@@ -1,5 +1,6 @@
 """Loading and saving of detectors with small architectures: formats, bit-identical round trips, and errors."""
 
+import contextlib
 import json
 import struct
 from dataclasses import replace
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from chromabox.detect.data.dataset import COCO_CLASSES, default_class_names
 from chromabox.detect.models.architecture import (
@@ -126,6 +129,14 @@ def test_safetensors_file_contains_all_metadata(weights: Path, tmp_path: Path) -
     assert load_detector(tmp_path / "run", classes=["a", "b"]).classes == ("a", "b")
 
 
+@pytest.mark.parametrize("category_ids", [[1], [1, 1], ["1", "2"], [True, False], "12", {"cat": 1}, [1.0, 2.0]])
+def test_damaged_category_ids_are_rejected(weights: Path, tmp_path: Path, category_ids: object) -> None:
+    detector = load_detector(weights, classes=["cat", "dog"], variant=ULTRALYTICS_9_6)
+    save_detector(tmp_path / "own.safetensors", replace(detector, metadata={"category_ids": category_ids}))
+    with pytest.raises(ChromaboxError, match=r"own.safetensors: not a checkpoint of a detector \(category_ids"):
+        load_detector(tmp_path / "own.safetensors")
+
+
 def test_architectures_round_trip_through_json() -> None:
     for architecture in (ARCHITECTURE, yolov3_tiny(3)):
         assert architecture_from_json(json.loads(json.dumps(architecture_as_json(architecture)))) == architecture
@@ -232,6 +243,40 @@ def test_conversion_round_trip(weights: Path, tmp_path: Path, messages: list[str
     assert replace(load_detector(restored).architecture, name="net") == ARCHITECTURE
 
 
+# The format of Darknet's data/coco.names: one name per line, in the order of the indices.
+@pytest.mark.parametrize("content", ["cat\ndog\n", "\ufeffcat\r\ndog", "cat \ndog\n\n"])
+def test_class_names_are_read_from_the_file_next_to_the_weights(weights: Path, content: str) -> None:
+    weights.with_suffix(".names").write_bytes(content.encode())
+    detector = load_detector(weights)
+    assert detector.classes == ("cat", "dog")
+    assert detector.metadata["source"]["names"] == "net.names"
+    # Explicit names have priority.
+    assert load_detector(weights, classes=["hat", "fog"]).classes == ("hat", "fog")
+
+
+@pytest.mark.parametrize(
+    "content", ["cat\n", "cat\ncat\n", "cat\ndog\nfox\n", "cat\n\ndog\n", "", "\0" * (1 << 20) + "\n"]
+)
+def test_class_names_that_do_not_fit_the_weights_are_rejected(weights: Path, content: str) -> None:
+    weights.with_suffix(".names").write_text(content)
+    with pytest.raises(ChromaboxError, match=r"net\.names: .*expected (2 different names|class names of at most)"):
+        load_detector(weights)
+    assert load_detector(weights, classes=["cat", "dog"]).classes == ("cat", "dog")
+
+
+def test_conversion_to_darknet_keeps_the_class_names(weights: Path, tmp_path: Path) -> None:
+    original = load_detector(weights, classes=["кошка", "猫 2"])
+    save_detector(tmp_path / "a.safetensors", original)
+    convert_weights(str(tmp_path / "a.safetensors"), tmp_path / "b.weights", run_sanity_check=False)
+    assert (tmp_path / "b.names").read_bytes().decode() == "кошка\n猫 2\n"
+    assert load_detector(tmp_path / "b.weights").classes == original.classes
+    (tmp_path / "b.weights").unlink()
+    with pytest.raises(UsageError, match=r"b\.cfg.*exists and was not written by this command"):
+        convert_weights(
+            str(tmp_path / "a.safetensors"), tmp_path / "b.weights", run_sanity_check=False, overwrite=False
+        )
+
+
 def test_conversion_of_a_file_that_is_not_an_onnx_model_is_rejected_in_one_sentence(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     path = tmp_path / "junk.onnx"
@@ -274,3 +319,47 @@ def test_default_class_names() -> None:
         "toothbrush",
     )
     assert default_class_names(2) == ("class 0", "class 1")
+
+
+def test_weights_are_counted_before_memory_is_allocated(tmp_path: Path) -> None:
+    """A kernel of 30,000 × 30,000 would have 4·3·30000² = 10.8·10⁹ values, or 43 GB."""
+    write_darknet_file(tmp_path / "a.weights", np.zeros(10, np.float32))
+    convolution = "[convolutional]\nfilters=4\nsize=30000\npad=1\nactivation=leaky\n"
+    head = "[convolutional]\nfilters=6\nactivation=linear\n[yolo]\nanchors=1,2\nclasses=1\n"
+    (tmp_path / "a.cfg").write_text(f"[net]\nwidth=63\n{convolution}{head}".replace("width=63", "width=64\nheight=64"))
+    with pytest.raises(ChromaboxError, match=r"a\.weights: truncated .* \(10 values\); expected 10,800,000,034"):
+        load_detector(tmp_path / "a.weights")
+
+
+@pytest.mark.parametrize("value", [None, True, -1, 10**9, 10**30, 1.5, float("inf"), "x", [[]], {"a": 1}])
+@pytest.mark.parametrize(
+    "key", ["architecture", "classes", "size", "kind", "layers", "filters", "stride", "anchors", "tiny_mask"]
+)
+def test_metadata_of_another_type_is_rejected(tmp_path: Path, key: str, value: object) -> None:
+    detector = Detector(DarknetModel(ARCHITECTURE, DARKNET).eval(), ("cat", "dog"), 32, {})
+    save_detector(tmp_path / "a.safetensors", detector)
+    metadata = json.loads((tmp_path / "a.json").read_text())
+    layers = metadata["architecture"]["layers"]
+    parents = {"layers": metadata["architecture"], "filters": layers[0], "stride": layers[3], "anchors": layers[-1]}
+    parents.get(key, metadata["kind"] if key == "tiny_mask" else metadata)[key] = value
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        header = file.metadata()
+    save_file(
+        load_file(tmp_path / "a.safetensors"),
+        tmp_path / "b.safetensors",
+        {**header, "description": json.dumps(metadata)},
+    )
+    with contextlib.suppress(ChromaboxError):  # Some values are valid, such as a mask of letters or no stride.
+        assert load_detector(tmp_path / "b.safetensors").size == 32
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_checkpoint_with_values_that_are_not_finite_is_rejected(tmp_path: Path, value: float) -> None:
+    model = DarknetModel(ARCHITECTURE, DARKNET).eval()
+    with torch.no_grad():
+        model.layers[0].norm.running_mean[1] = value
+    save_detector(tmp_path / "a.safetensors", Detector(model, ("cat", "dog"), 32, {}))
+    with pytest.raises(
+        ChromaboxError, match=r"a\.safetensors: .*norm\.running_mean contains values that are not finite"
+    ):
+        load_detector(tmp_path / "a.safetensors")

@@ -1,5 +1,6 @@
 """Exported detectors run by ONNX Runtime, against PyTorch, and files that are rejected."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,11 @@ def test_outputs_are_those_of_pytorch(exported: Path) -> None:
 def test_metadata_are_read(exported: Path, tmp_path: Path) -> None:
     detector = load_onnx_detector(exported)
     assert (detector.path, detector.classes, detector.size) == (exported, CLASS_NAMES, 64)
-    assert detector.variant == DARKNET
-    export_detector(make_small_detector(ULTRALYTICS_9_6), tmp_path / "other.onnx", size=96)
+    assert (detector.variant, detector.category_ids) == (DARKNET, ())
+    with_ids = replace(make_small_detector(ULTRALYTICS_9_6), metadata={"category_ids": [90, 5, 7]})
+    export_detector(with_ids, tmp_path / "other.onnx", size=96)
     other = load_onnx_detector(tmp_path / "other.onnx")
-    assert (other.size, other.variant) == (96, ULTRALYTICS_9_6)
+    assert (other.size, other.variant, other.category_ids) == (96, ULTRALYTICS_9_6, (90, 5, 7))
     assert other.predict(random_images(1, 96))[0].shape == (1, 2 * 3 * 3, 4)
 
 
@@ -80,6 +82,8 @@ def test_damaged_file_is_rejected(exported: Path, tmp_path: Path, cache: Path) -
     ("key", "value", "message"),
     [
         ("format", None, "the format is None, not 'chromabox-detector-1'"),
+        ("size", "1000000000", "the size of the input is 64, not 1000000000"),
+        ("classes", "[1, null, []]", "the class names are not text"),
         ("format", "chromabox-palette", "the format is 'chromabox-palette'"),
         ("classes", None, "classes"),
         ("classes", "[", "not a detector exported by Chromabox"),

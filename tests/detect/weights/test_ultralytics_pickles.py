@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from chromabox.detect.weights.ultralytics import OpaqueObject, load_untrusted
+from chromabox.detect.models.architecture import ULTRALYTICS_9_6
+from chromabox.detect.weights.ultralytics import OpaqueObject, load_untrusted, read_ultralytics
 from chromabox.errors import ChromaboxError
 
 
@@ -32,11 +33,14 @@ def write_marker(path: str) -> None:
 
 def test_tensors_and_containers_are_restored(tmp_path: Path) -> None:
     base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    with_attribute = torch.nn.Parameter(torch.randn(2))
+    with_attribute.note = "a"  # type: ignore[attr-defined]
     content = {
         "half": torch.randn(3, 4).half(),
         "view": base[1:3, ::2],
         "transposed": base.t(),
         "parameter": torch.nn.Parameter(torch.randn(2)),
+        "parameter with an attribute": with_attribute,
         "whole": torch.tensor(7),
         "brain": torch.randn(5).bfloat16(),
         "empty": torch.empty(0, 3),
@@ -157,8 +161,73 @@ def test_missing_file_and_missing_storage_are_rejected(tmp_path: Path) -> None:
         load_untrusted(write_archive(tmp_path / "without.pt", without))
 
 
-def test_oversized_member_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"a": torch.ones(1000)}, tmp_path / "a.pt")
-    monkeypatch.setattr("chromabox.detect.weights.ultralytics.MAX_MEMBER_BYTES", 3999)
-    with pytest.raises(ChromaboxError, match=r"data/0 is too large; expected at most 3999 bytes"):
-        load_untrusted(tmp_path / "a.pt")
+#: A dictionary whose key is a tuple of 100,000 nested tuples, and one whose key contains 2^40 elements. Computing the
+#: hash of the first exceeds the stack of the process, and computing the hash of the second takes hours.
+NESTED_KEY = b"\x80\x02})" + b"\x85" * 100_000 + b"Ns."
+DOUBLED_KEY = b"\x80\x02})" + b"q\x01h\x01\x86" * 40 + b"Ns."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (NESTED_KEY, "a tuple has more than 2000 elements"),
+        (DOUBLED_KEY, "a tuple has more than 2000 elements"),
+        (b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.", r"would execute builtins\.bytearray"),
+        (b"\x80\x02(i__main__\nf\n.", r"would execute __main__\.f"),
+        (b"\x80\x02\x82\x01.", "the instruction EXT1"),
+        (b"\x80\x02\x8c\x02os\x8c\x06system\x93.", "the instruction STACK_GLOBAL"),
+        (b"\x80\x02" + b"N0" * (1 << 20) + b"N.", r"data\.pkl has 2,097,156 bytes; expected at most 2,097,152"),
+    ],
+)
+def test_pickle_that_requires_much_time_or_memory_is_rejected(tmp_path: Path, content: bytes, message: str) -> None:
+    path = write_archive(tmp_path / "a.pt", {"a/data.pkl": content, "a/version": b"3\n"})
+    with pytest.raises(ChromaboxError, match=rf"a\.pt: .*{message}"):
+        load_untrusted(path)
+
+
+def test_large_tuple_and_all_instructions_of_the_protocol_are_read(tmp_path: Path) -> None:
+    content = {"names": tuple(map(str, range(1000))), ("a", (1, 2)): [{1}, -1, 2**70, 1.5, "ü" * 300, b"\xff", [[]]]}
+    torch.save(content, tmp_path / "a.pt")
+    assert load_untrusted(tmp_path / "a.pt") == content
+
+
+def test_compressed_contents_are_limited(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "a.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt") as archive,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in archive.namelist():
+            bomb.writestr(name, archive.read(name))
+    with pytest.raises(
+        ChromaboxError, match=r"b\.pt: the uncompressed contents have 400,\d+ bytes; .* at most 10 times"
+    ):
+        load_untrusted(tmp_path / "b.pt")
+
+
+#: A module that contains itself, a module whose names would have 2^30 combinations, and 50,000 nested dictionaries.
+MODULE = b"ctorch.nn.modules.container\nSequential\n)\x81"
+MODULES = b"}X\x08\x00\x00\x00_modules}"
+CYCLE = b"\x80\x02" + MODULE + b"q\x01" + MODULES + b"X\x01\x00\x00\x00ah\x01ssb."
+DOUBLED = b"\x80\x02N" + b"q\x01}(X\x01\x00\x00\x00ah\x01X\x01\x00\x00\x00bh\x01u" * 30 + b"."
+NESTED = b"\x80\x02" + b"}X\x01\x00\x00\x00a" * 50_000 + b"N" + b"s" * 50_000 + b"."
+#: A tensor of 10^9 values, all of which are the same two bytes of the file.
+REPEATED = (
+    b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nHalfStorage\n"
+    b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQK\x00J\x00\xca\x9a;\x85K\x00\x85\x89ccollections\nOrderedDict\n)RtRs."
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (CYCLE, "does not contain the variant|numbers of convolutions"),
+        (DOUBLED, "does not contain the variant|numbers of convolutions"),
+        (NESTED, "the name a.* has more than 200 characters"),
+        (REPEATED, "the tensors have 1,000,000,000 values; expected at most 134,217,728"),
+    ],
+)
+def test_modules_of_unlimited_size_are_rejected(tmp_path: Path, content: bytes, message: str) -> None:
+    members = {"a/data.pkl": content, "a/version": b"3\n", "a/byteorder": b"little", "a/data/0": b"\0\0"}
+    with pytest.raises(ChromaboxError, match=rf"a\.pt: .*({message})"):
+        read_ultralytics(write_archive(tmp_path / "a.pt", members), ULTRALYTICS_9_6)

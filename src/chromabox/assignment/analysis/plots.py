@@ -19,6 +19,7 @@ from PIL import Image
 
 from chromabox.assignment.analysis.detector_analysis import LayerWeightChange, SampleDetections
 from chromabox.assignment.analysis.pixels import AccuracyByEdgeDistance, Calibration, Predictions
+from chromabox.detect.inference.outputs import drawable_name
 from chromabox.engine.logger import EpochRecord
 from chromabox.io.atomic import atomic_write
 from chromabox.io.images import make_grid, read_image, to_uint8
@@ -222,7 +223,14 @@ def plot_sample_detections(samples: Sequence[SampleDetections], classes: Sequenc
                 axes.add_patch(edges)
                 background = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
                 style: dict[str, Any] = {"color": "white", "fontsize": 5.5, "va": "bottom", "bbox": background}
-                axes.text(left, top, f"{classes[class_id]}{score}", **style, parse_math=False, clip_on=True)
+                axes.text(
+                    left,
+                    top,
+                    f"{drawable_name(classes[class_id], int(class_id))}{score}",
+                    **style,
+                    parse_math=False,
+                    clip_on=True,
+                )
     for axes, name in zip(rows[0], ("ground truth", "before", "after"), strict=True):
         axes.set_title(name, fontsize=FONT_SIZE + 1)
     drawing = io.BytesIO()

@@ -148,20 +148,41 @@ def parse_report(values: dict[str, Any]) -> NetReport:
 
 
 def _run_child(request: dict[str, Any], timeout: float) -> str:
-    """Run one child process until it ends or exceeds the time limit, and describe how it ended."""
+    """Run one child process until it ends or exceeds the time limit, and describe how it ended.
+
+    When this function returns, the processes that the child process has started have ended, too. If this process is
+    killed, its end of a pipe is closed, which the child process notices.
+    """
+    has_groups = sys.platform != "win32"
+    pipe, own_end = os.pipe()
+    request = {**request, "pipe": pipe if has_groups else None}
     command = [sys.executable, "-P", "-m", "chromabox.assignment.check.worker", json.dumps(request)]
     environment = {**os.environ, **CHILD_ENV, "TMPDIR": request["folder"], "TEMP": request["folder"]}
     null = subprocess.DEVNULL
-    child = subprocess.Popen(command, env=environment, start_new_session=True, stdin=null, stdout=null, stderr=null)
+    child = None
     try:
+        child = subprocess.Popen(
+            command,
+            env=environment,
+            start_new_session=True,
+            pass_fds=[pipe] if has_groups else [],
+            stdin=null,
+            stdout=null,
+            stderr=null,
+        )
         code = child.wait(timeout)
     except subprocess.TimeoutExpired:
         return f"did not finish within {timeout:g} s"
     finally:
-        # The child process may have started other processes, which are in the same process group.
-        if child.poll() is None:
-            child.kill() if sys.platform == "win32" else os.killpg(child.pid, signal.SIGKILL)
+        if child is not None:
+            child.kill()
+            # Other processes in the group can still run if the child process has ended.
+            if sys.platform != "win32":
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+        os.close(pipe)
+        os.close(own_end)
     if code >= 0:
         return f"the process ended with exit code {code}"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

@@ -2,7 +2,8 @@
 
 ``python -m chromabox.assignment.check.worker REQUEST`` writes its complete state as a JSON line to a file before and
 after every action, so that after a crash the last line identifies the action that failed. The request is a JSON object
-``{file, nets, folder, result, gigabytes, seconds}``.
+``{file, nets, folder, result, gigabytes, seconds, pipe}``. ``pipe`` is the file descriptor of a pipe whose other end is
+closed when the parent process ends, or null.
 """
 
 import ast
@@ -10,7 +11,9 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -101,9 +104,22 @@ def set_resource_limits(memory_limit_gb: float, cpu_seconds: float) -> None:
             resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
+def end_with_parent(pipe: int) -> None:
+    """Kill this process and the processes that it has started as soon as the other end of a pipe is closed."""
+    os.set_inheritable(pipe, False)
+
+    def wait() -> None:
+        os.read(pipe, 1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main() -> None:
     """Process one request, then exit, even if the student's file has started threads."""
     request = json.loads(sys.argv[1])
+    if request["pipe"] is not None:
+        end_with_parent(request["pipe"])
     os.chdir(request["folder"])
     set_resource_limits(request["gigabytes"], request["seconds"])
     torch.set_num_threads(1)

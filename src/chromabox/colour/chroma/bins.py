@@ -31,9 +31,13 @@ class ChromaBins:
 
     def __post_init__(self) -> None:
         cells = self.centres / self.spacing if self.spacing > 0 else self.centres
-        on_grid = np.isfinite(cells).all() and np.allclose(cells, np.rint(cells), atol=1e-3)
+        # Arrays for all grid points between the bins would be too large if the bins were far apart.
+        on_grid = (
+            np.isfinite(cells).all() and np.allclose(cells, np.rint(cells), atol=1e-3) and (abs(cells) < 1000).all()
+        )
         if self.centres.ndim != 2 or len(self.centres) < 2 or self.centres.shape[1] != 2 or not on_grid:
-            raise ChromaboxError(f"chroma bins: expected two or more points (a*, b*) at multiples of {self.spacing:g}")
+            expected = f"two or more points (a*, b*) at multiples of {self.spacing:g}, less than 1000 times that from 0"
+            raise ChromaboxError(f"chroma bins: expected {expected}")
         if self.frequencies.shape != (len(self.centres),) or not (self.frequencies > 0).all():
             raise ChromaboxError(f"chroma bins: expected {len(self.centres)} frequencies above 0, one per bin")
 

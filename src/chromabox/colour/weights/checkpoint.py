@@ -19,7 +19,7 @@ from chromabox.colour.weights.onnx_model import (
     read_classes,
     resolve_checkpoint,
 )
-from chromabox.engine.checkpoint import load_checkpoint
+from chromabox.engine.checkpoint import check_finite, load_checkpoint
 from chromabox.errors import ChromaboxError, UsageError
 
 
@@ -76,8 +76,9 @@ def load_model(path: Path | None = None) -> PaletteModel | PhotoModel:
                 build_model(name, **model_args).load_state_dict(state["net"], assign=True)
             network = build_model(name, **model_args)
             network.load_state_dict(state["net"])
+            check_finite(network.state_dict())
             classes = read_classes(metadata)
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ChromaboxError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, ChromaboxError) as error:
             reason = " ".join(str(error).split())  # PyTorch lists mismatched tensors on several lines.
             raise ChromaboxError(
                 f"{path}: not a checkpoint of a colourisation model ({reason}); expected one written by chromabox train"

@@ -22,6 +22,7 @@ def train_val_split(
     """Assign each image to the split ``train`` or ``val``. Existing splits are replaced.
 
     About ``val_fraction`` of the boxes of each class, and of the images without boxes, are held out for validation.
+    At least one image with boxes is held out, unless all boxes are in one image and its duplicates.
     Duplicates and near-duplicates are assigned to the same split. Equal images, fractions and seeds give equal results.
 
     ``duplicates`` is the result of ``find_duplicates``, which may include pairs of other images. If ``duplicates`` is
@@ -77,6 +78,7 @@ def _iterative_stratification(
 
     The rarest category is distributed first. Each group with this category is assigned to the subset with the greatest
     remaining demand for this category (Sechidis, Tsoumakas and Vlahavas 2011, algorithm 1). Neither subset is empty.
+    Each subset contains boxes if at least two groups do.
     """
     demand = np.array([1 - val_fraction, val_fraction])[:, None] * counts.sum(0)
     order = rng.permutation(len(counts))
@@ -90,6 +92,13 @@ def _iterative_stratification(
             subset = max((0, 1), key=lambda subset: (demand[subset, category], demand[subset, -1]))
             assignment[group] = subset
             demand[subset] -= counts[group]
-    if assignment.min() == assignment.max():
-        assignment[order[0]] = 1 - assignment[order[0]]
+    candidates = counts[:, :-2].sum(axis=1) > 0
+    if candidates.sum() < 2:
+        candidates = np.ones(len(counts), bool)
+    # The rarest class of each group. A group with frequent classes is moved, so that both subsets contain its classes.
+    rarest = np.where(counts[:, :-2] > 0, counts[:, :-2].sum(0), np.inf).min(axis=1, initial=np.inf)
+    for subset in (0, 1):
+        if not (candidates & (assignment == subset)).any():
+            movable = [int(group) for group in order if candidates[group]]
+            assignment[max(movable, key=lambda group: rarest[group])] = subset
     return assignment == 1

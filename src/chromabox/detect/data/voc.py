@@ -1,11 +1,12 @@
 """Pascal VOC annotations: an XML file for each image, with the class names and box corners of all objects.
 
 VOC counts pixels from 1, and the corner pixels belong to the box: xmin = 1 is the left edge of the image, and xmax is
-the right edge of the pixel with this number. Objects marked as difficult are kept.
+the right edge of the pixel with this number. Objects marked as difficult are kept. The box of an object that has only a
+polygon is the bounding box of the polygon.
 """
 
 import contextlib
-import csv
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
@@ -14,13 +15,15 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from chromabox.detect.data.dataset import (
-    SPLIT_NAME,
     DatasetBuilder,
     DetectionDataset,
+    LabelIssue,
     RawLabel,
+    SplitLists,
+    check_class_names,
     iter_files,
-    split_from_path,
 )
+from chromabox.detect.data.image_index import ImageIndex
 
 
 def voc_files(folder: Path) -> list[Path]:
@@ -40,47 +43,85 @@ def read_voc(root: Path, files: Sequence[Path]) -> DetectionDataset:
     split of an image that is not in any list or table is inferred from the folder names. Images without an annotation
     are ignored.
     """
-    by_stem = {path.stem: path for path in iter_files(root)}
-    split_lists = _read_split_lists(root)
-    annotations: list[tuple[Path, Path, str, list[tuple[int, str, Element]]]] = []
+    index = ImageIndex(root)
+    split_lists = SplitLists(root)
+    annotations: list[tuple[Path, Path | None, str, Element, list[tuple[int, str, Element]]]] = []
     builder = DatasetBuilder()
     for file in files:
         try:
             document, objects = _parse_xml(file)
-        except (OSError, ParseError, DefusedXmlException, ValueError) as error:
+        except (OSError, ParseError, DefusedXmlException, ValueError, LookupError) as error:
+            # The encoding in the XML declaration can be unknown (LookupError) or a codec that is not for text.
             builder.drop("unreadable label", file, None, f"cannot be read as XML ({error})")
             continue
-        image_path = by_stem.get(file.stem) or by_stem.get(Path(document.findtext("filename", "")).stem)
-        split = split_lists.get(file.stem, "") or split_from_path(file, root)
-        annotations.append((file, image_path or file.with_suffix(".jpg"), split, objects))
+        path = _find_image(file, document.findtext("filename", "").strip(), index, builder)
+        # Lists and folders can also refer to the annotation.
+        splits = (split_lists.splits(each, root) for each in (path, file) if each is not None)
+        annotations += [(file, path, split, document, objects) for split in next(filter(any, splits), [""])]
     classes = sorted({name for *_, objects in annotations for _, name, _ in objects} - {""})
-    for file, path, split, objects in annotations:
-        builder.add_image(path, split, file, _iter_labels(objects, classes, file, builder))
-    # Training comes first, then validation, then test.
-    splits = sorted({split for _, _, split, _ in annotations})
-    splits.sort(key=lambda split: [not split.startswith(prefix) for prefix in ("train", "val", "test")])
-    return builder.build("voc", classes, splits)
+    check_class_names(classes, root)
+    for file, path, split, document, objects in annotations:
+        size = document.findtext("size/width"), document.findtext("size/height")
+        if path is not None:
+            builder.add_image(path, split, file, _iter_labels(objects, classes, file, builder), size)
+    return builder.build("voc", classes, [split for _, _, split, *_ in annotations])
+
+
+def _find_image(file: Path, name: str, index: ImageIndex, builder: DatasetBuilder) -> Path | None:
+    """Return the image of an annotation: it has the name of the .xml file, or else the name that the file states.
+
+    Record an issue if there is no such image, or several, or if the file states the name of another image.
+    """
+    suffix = Path(name).suffix
+    found = index.find(f"{file.stem}{suffix}", file, any_suffix=True)
+    named = index.find(name, file, any_suffix=True) if name else []
+    if not found:
+        return builder.pick_image(named, name or file.stem, file)
+    if len(found) == 1 and named and found[0] not in named:
+        message = f"filename is {name}, but the image with the name of this file is used, {found[0].name}"
+        builder.issues.append(LabelIssue("ambiguous picture", file, None, message, False))
+    return builder.pick_image(found, file.stem, file)
 
 
 def _iter_labels(
     objects: Sequence[tuple[int, str, Element]], classes: Sequence[str], file: Path, builder: DatasetBuilder
 ) -> Iterator[RawLabel]:
     """Yield the labels of the objects. Record an issue for each invalid object."""
+    class_ids = {name: index for index, name in enumerate(classes)}
     for line, name, element in objects:
         if not name:
             builder.drop("unknown class", file, line, "the object has no name")
             continue
         try:
-            left, top, right, bottom = (
-                float(element.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")
-            )
+            left, top, right, bottom = _read_box(element)
         except ValueError:
-            reason = "bndbox: expected numbers for xmin, ymin, xmax and ymax"
+            reason = "bndbox: expected numbers for xmin, ymin, xmax and ymax, or a polygon"
             builder.drop("unreadable label", file, line, reason)
             continue
         # The size of a box with xmax = xmin or ymax = ymin must remain zero, so that the box is reported as invalid.
         shift = 1.0 if right > left and bottom > top else 0.0
-        yield RawLabel(line, classes.index(name), (left - shift, top - shift, right, bottom))
+        yield RawLabel(line, class_ids[name], (left - shift, top - shift, right, bottom))
+
+
+def _read_box(element: Element) -> tuple[float, float, float, float]:
+    """Return the left, top, right and bottom that an object states, or those of its polygon if it has no box.
+
+    The corners of polygons are `x1`, `y1`, `x2`, `y2`, … or points with `x` and `y`. Raise ValueError if a number is
+    missing.
+    """
+    polygon = element.find("polygon")
+    if element.find("bndbox") is not None or polygon is None:
+        left, top, right, bottom = (
+            float(element.findtext(f"bndbox/{side}", "")) for side in ("xmin", "ymin", "xmax", "ymax")
+        )
+        return left, top, right, bottom
+    xs, ys = (
+        [float(child.text or "") for child in polygon.iter() if re.fullmatch(rf"{axis}\d*", str(child.tag))]
+        for axis in "xy"
+    )
+    if len(xs) != len(ys) or not xs:
+        raise ValueError("the polygon has no corners")
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _parse_xml(file: Path) -> tuple[Element, list[tuple[int, str, Element]]]:
@@ -93,24 +134,3 @@ def _parse_xml(file: Path) -> tuple[Element, list[tuple[int, str, Element]]]:
         lines = [1] * len(objects)
     names = [element.findtext("name", "").strip() for element in objects]
     return root, list(zip(lines, names, objects, strict=True))
-
-
-def _read_split_lists(root: Path) -> dict[str, str]:
-    """Return the splits, keyed by image name without suffix. The first list or table with a name determines its split.
-
-    A table contains the image names in the column `filename`, and a list contains them as the first word of each line.
-    """
-    splits: dict[str, str] = {}
-    for path in iter_files(root, {".csv", ".txt"}):
-        split = path.stem.split("_")[0]
-        # VOC also has lists for each class (dog_train.txt). Only files whose names start with a split name are used.
-        if not SPLIT_NAME.fullmatch(split):
-            continue
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            if path.suffix.lower() == ".csv":
-                names = [row.get("filename") for row in csv.DictReader(file)]
-            else:
-                names = [line.split()[0] for line in file if line.strip()]
-        for name in filter(None, names):
-            splits.setdefault(Path(name).stem, split)
-    return splits

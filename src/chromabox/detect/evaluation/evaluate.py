@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from chromabox.detect.data.dataset import DetectionDataset, remap_classes, utf8_safe
+from chromabox.detect.data.dataset import (
+    DetectionDataset,
+    remap_classes,
+    uses_class_numbers,
+    utf8_safe,
+)
 from chromabox.detect.data.duplicates import find_duplicates, fingerprints
 from chromabox.detect.data.validate import MIN_BOXES_PER_CLASS
 from chromabox.detect.evaluation import metrics
@@ -25,6 +30,7 @@ from chromabox.errors import ChromaboxError
 
 #: Default confidence threshold for evaluation. It is low because AP depends on the whole range of scores.
 MIN_EVAL_CONFIDENCE = 0.005
+_NO_BOXES = "the images have no ground-truth boxes of the model's classes: expected a labelled dataset"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +114,11 @@ def evaluate_detector(
     Raise ChromaboxError if the detector has none of the dataset's classes, or if the images have no ground-truth boxes.
     """
     remapped, unknown = remap_classes(data, detector.classes)
+    if not any((~sample.is_crowd).any() for sample in remapped.samples):
+        raise ChromaboxError(_NO_BOXES)  # Raised before detection, which can take long.
     warnings: list[str] = []
+    if uses_class_numbers(data, detector.classes):
+        warnings.append("the dataset has no class names; its class numbers are used as those of the model")
     if unknown:
         num_boxes, num_known = (sum(len(sample.boxes) for sample in each.samples) for each in (data, remapped))
         names = ", ".join(unknown)
@@ -141,7 +151,7 @@ def evaluate_predictions(
     box_counts = matches.num_truths.sum(axis=0)
     num_occurring, num_rare = int((box_counts > 0).sum()), int((box_counts[box_counts > 0] < MIN_BOXES_PER_CLASS).sum())
     if not num_occurring:
-        raise ChromaboxError("the images have no ground-truth boxes: expected a labelled dataset")
+        raise ChromaboxError(_NO_BOXES)
     fewer = f"AP is not reliable for classes with fewer than {MIN_BOXES_PER_CLASS} boxes"
     coco = metrics.coco_average_precision(predictions, truth, num_classes)
     bootstrap = bootstrap_ap(matches, num_resamples=num_resamples)
@@ -160,21 +170,16 @@ def evaluate_predictions(
     )
 
 
-def default_split(data: DetectionDataset) -> str | None:
-    """Return the default split for evaluation: the validation split, else the test split, else None (all images)."""
-    names = [name for prefix in ("val", "test") for name in data.splits if name.startswith(prefix)]
-    return names[0] if names else None
-
-
 def find_leaks(data: DetectionDataset, split: str, *, max_images: int = 5000) -> list[tuple[Path, Path]]:
     """Return pairs of duplicates or near-duplicates. Only the first image of each pair is in ``split``.
 
     The result is empty for a dataset with more than ``max_images`` images, because the check would take minutes.
     ``chromabox data check`` has no such limit.
     """
-    splits = {sample.path: sample.split for sample in data.samples}
-    if len(data.splits) < 2 or len(splits) > max_images:
+    paths = list(dict.fromkeys(sample.path for sample in data.samples))
+    if len(data.splits) < 2 or len(paths) > max_images:
         return []
-    pairs = [(pair.first, pair.second) for pair in find_duplicates(fingerprints(list(splits))[0])]
-    leaks = [(first, second) for first, second in pairs if (splits[first] == split) != (splits[second] == split)]
-    return [(first, second) if splits[first] == split else (second, first) for first, second in leaks]
+    chosen = {sample.path for sample in data.split(split).samples}
+    pairs = [(pair.first, pair.second) for pair in find_duplicates(fingerprints(paths)[0])]
+    leaks = [(first, second) for first, second in pairs if (first in chosen) != (second in chosen)]
+    return [(first, second) if first in chosen else (second, first) for first, second in leaks]

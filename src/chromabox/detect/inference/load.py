@@ -65,7 +65,8 @@ def open_detector(
 
 
 def _cached_path(source: Path, size: int | None) -> Path:
-    """Return the path of the exported weights in the cache folder. The file name contains a hash of the source file."""
-    architecture = source.with_suffix(".cfg")
-    digests = [sha256_file(path)[:16] for path in (source, architecture) if path.is_file()]
+    """Return the path of the exported weights in the cache folder. Its name contains a hash of each source file."""
+    # The architecture and class names of Darknet weights are in separate files.
+    files = (source, source.with_suffix(".cfg"), source.with_suffix(".names"))
+    digests = [sha256_file(path)[:16] for path in files if path.is_file()]
     return cache_folder() / "onnx" / f"{source.stem}-{'-'.join(digests)}-{size or 'default'}.onnx"

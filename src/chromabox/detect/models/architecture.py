@@ -9,6 +9,7 @@ wrong variant cause no error but give worse detections. The variant is therefore
 and stored with them. It is never inferred from shapes.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -92,8 +93,13 @@ class Yolo:
 
 Layer = Convolution | MaxPool | Upsample | Route | Shortcut | Yolo
 
-#: Maximum product of the strides of consecutive layers. Larger inputs than 65,536 pixels are not possible in practice.
-MAX_STRIDE = 1 << 16
+#: Maximum side length of the input in pixels, and maximum product of the strides of consecutive layers. Inputs of
+#: published networks have at most 1,536 pixels.
+MAX_SIZE = 1 << 13
+#: Maximum number of values of a feature map at the default size of the input (1 GB in float32).
+MAX_FEATURES = 1 << 28
+#: Maximum number of classes. The largest published datasets have 1,203 (LVIS) and 9,000 (YOLO9000).
+MAX_CLASSES = 10_000
 
 #: Layer types by their names in checkpoints.
 LAYER_TYPES: dict[str, type[Layer]] = {layer_type.__name__: layer_type for layer_type in get_args(Layer)}
@@ -115,7 +121,7 @@ class Architecture:
         name: name for messages and file names.
         layers: layers in Darknet's order.
         channels: number of channels of the image.
-        size: default side length of the square input in pixels, a multiple of ``max_stride``.
+        size: default side length of the square input in pixels, a multiple of ``max_stride`` of at most MAX_SIZE.
 
     Raise ChromaboxError if the layers are inconsistent; the message names the architecture and the layer.
     """
@@ -126,14 +132,18 @@ class Architecture:
     size: int = 416
 
     def __post_init__(self) -> None:
+        if self.channels != 3:
+            raise ChromaboxError(f"{self.name}: the number of input channels is {self.channels}; expected 3 (RGB)")
         if not self.head_indices:
             raise ChromaboxError(f"{self.name} has no yolo layer; expected at least one")
         if len({yolo.classes for yolo in self.yolo_layers}) > 1:
             raise ChromaboxError(
                 f"{self.name}: the yolo layers have different numbers of classes; expected the same number in all"
             )
-        if self.size < 1 or self.size % self.max_stride:
-            raise ChromaboxError(f"{self.name}: size is {self.size}; expected a multiple of {self.max_stride}")
+        if not 1 <= self.size <= MAX_SIZE or self.size % self.max_stride:
+            expected = f"expected a multiple of {self.max_stride}, at most {MAX_SIZE}"
+            raise ChromaboxError(f"{self.name}: size is {self.size}; {expected}")
+        self._check_sides()
 
     @cached_property
     def head_indices(self) -> tuple[int, ...]:
@@ -177,6 +187,33 @@ class Architecture:
                 raise ChromaboxError(f"{self.name}: layer {index} ({name}) is invalid: {error}") from None
         return shapes
 
+    def _check_sides(self) -> None:
+        """Raise ChromaboxError if feature maps at the default size do not fit together, are empty or are too large.
+
+        The strides do not determine the sizes, because the padding of a convolution is arbitrary.
+        """
+        sides = {-1: self.size}
+        for index, layer in enumerate(self.layers):
+            side, *other_sides = (sides[source] for source in self.sources(index))
+            match layer:
+                case Convolution():
+                    padding = layer.size // 2 if layer.pad is None else layer.pad
+                    sides[index] = (side + 2 * padding - layer.size) // layer.stride + 1
+                case MaxPool():
+                    sides[index] = -(-side // layer.stride)
+                case Upsample():
+                    sides[index] = side * layer.stride
+                case _:
+                    sides[index] = side
+            name = f"{self.name}: layer {index} ({type(layer).__name__.lower()})"
+            if any(other != side for other in other_sides):
+                found = ", ".join(map(str, (side, *other_sides[:5])))
+                raise ChromaboxError(f"{name} is invalid: its inputs have the sides {found}; expected equal sides")
+            channels, side = self.shapes[index].channels, sides[index]
+            if side < 1 or channels * side**2 > MAX_FEATURES:
+                found = f"its output has {channels} × {side} × {side} values"
+                raise ChromaboxError(f"{name} is invalid: {found}; expected at least 1 and at most {MAX_FEATURES:,}")
+
     @property
     def num_weights(self) -> int:
         """Number of float32 values in the Darknet weight file of this architecture."""
@@ -201,9 +238,9 @@ class Architecture:
 
 def _output_shape(layer: Layer, inputs: list[FeatureShape]) -> FeatureShape:
     """Return the output shape of a layer. Raise ValueError if the layer does not fit its inputs."""
-    for option in ("filters", "size", "stride", "groups"):
-        if (value := getattr(layer, option, 1)) < 1:
-            raise ValueError(f"{option} is {value}; expected at least 1")
+    for option, minimum in {"filters": 1, "size": 1, "stride": 1, "groups": 1, "pad": 0}.items():
+        if (value := getattr(layer, option, None)) is not None and value < minimum:
+            raise ValueError(f"{option} is {value}; expected at least {minimum}")
     channels, stride = inputs[0].channels, inputs[0].stride
     if any(shape.stride != stride for shape in inputs):
         raise ValueError("its inputs have different sizes; expected equal sizes")
@@ -235,17 +272,21 @@ def _output_shape(layer: Layer, inputs: list[FeatureShape]) -> FeatureShape:
                 )
             return inputs[0]
         case Yolo(mask=mask, anchors=anchors, classes=classes):
+            if not 1 <= classes <= MAX_CLASSES:
+                raise ValueError(f"classes is {classes}; expected 1 to {MAX_CLASSES}")
             if channels != len(mask) * (5 + classes):
                 expected = f"expected {len(mask) * (5 + classes)} (anchors: {len(mask)}, classes: {classes})"
                 raise ValueError(f"its input has {channels} channels; {expected}")
             if not all(0 <= anchor < len(anchors) for anchor in mask):
                 raise ValueError(f"mask is {mask}; expected anchor indices, at least 0 and below {len(anchors)}")
+            if not all(0 < length < math.inf for anchor in anchors for length in anchor):
+                raise ValueError("anchors has values that are not positive; expected widths and heights in pixels")
             return inputs[0]
 
 
 def _total_stride(stride: int, layer: Convolution | MaxPool) -> int:
-    if stride * layer.stride > MAX_STRIDE:
-        raise ValueError(f"the product of all strides is {stride * layer.stride}; expected at most {MAX_STRIDE}")
+    if stride * layer.stride > MAX_SIZE:
+        raise ValueError(f"the product of all strides is {stride * layer.stride}; expected at most {MAX_SIZE}")
     return stride * layer.stride
 
 

@@ -77,7 +77,7 @@ def trial_split(train: DetectionDataset, seed: int) -> DataSplits:
     indices = epoch_batch_indices(len(train.samples), MAX_TRIAL_IMAGES, seed, 0)[0]
     subset = replace(train, samples=tuple(train.samples[index] for index in indices))
     subset = train_val_split(subset, val_fraction=TRIAL_VAL_FRACTION, seed=seed)
-    return DataSplits(subset.split("train"), None, subset.split("val"), ())
+    return DataSplits(subset.split("train"), None, subset.split("val"), (), {})
 
 
 def run_trial(config: FinetuneConfig, initial: InitialState, runtime: RuntimeConfig) -> float:

@@ -6,11 +6,13 @@ of the boxes [boxes, 6] contains the index of the image in the batch, the class,
 fractions of the input size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,14 +23,19 @@ from chromabox.detect.data.augment import RgbImage, TrainBoxes, TrainImage, augm
 from chromabox.detect.data.dataset import DetectionDataset
 from chromabox.detect.data.duplicates import DuplicatePair, find_duplicates, fingerprints
 from chromabox.detect.data.split import train_val_split
-from chromabox.detect.data.validate import MIN_BOXES_PER_CLASS
-from chromabox.detect.evaluation.evaluate import default_split
+from chromabox.detect.data.validate import (
+    MIN_BOXES_PER_CLASS,
+    count_boxes,
+    find_training_problem,
+    issue_lines,
+    train_and_val,
+)
 from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.feature_cache import FeatureCache, fill_cache, to_image_batch
-from chromabox.engine.checkpoint import write_json
+from chromabox.detect.training.run_images import RunImage, RunImages, labels_digest
 from chromabox.engine.logger import progress_bar
-from chromabox.errors import ChromaboxError, UsageError
-from chromabox.io.atomic import parse_json
+from chromabox.errors import UsageError
+from chromabox.io.manifest import sha256_file
 from chromabox.runtime.parallel import map_ordered
 
 Item = TypeVar("Item")
@@ -47,40 +54,58 @@ EARLY_STOPPING_FRACTION = 0.15
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Images for training, for early stopping (None: disabled) and for validation, with warnings about the dataset."""
+    """Images for training, for early stopping (None: disabled) and for validation, with warnings about the dataset.
+
+    ``digests`` contains the SHA-256 of the image files of the dataset, including those that no split contains.
+    """
 
     train: DetectionDataset
     early_stopping: DetectionDataset | None
     val: DetectionDataset
     warnings: tuple[str, ...]
+    digests: Mapping[Path, str]
 
-    def save(self, path: Path) -> None:
-        """Write the warnings and the image paths of each split as JSON."""
+    @property
+    def images(self) -> RunImages:
+        """The images of each split with their digests, and the warnings."""
         parts = {"train": self.train, "early_stopping": self.early_stopping, "val": self.val}
-        images = {name: part and [str(sample.path) for sample in part.samples] for name, part in parts.items()}
-        write_json(path, {**images, "warnings": list(self.warnings)})
+        splits = {
+            name: None
+            if part is None
+            else [RunImage(str(each.path), self.digests[each.path], labels_digest(each)) for each in part.samples]
+            for name, part in parts.items()
+        }
+        used = {sample.path for part in parts.values() if part is not None for sample in part.samples}
+        unused = [digest for path, digest in self.digests.items() if path not in used]
+        return RunImages(splits, self.warnings, unused)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the contents and the boxes of the images of each split. It does not depend on their paths."""
+        splits = {
+            name: sorted((image.sha256, image.labels) for image in images or ())
+            for name, images in self.images.splits.items()
+        }
+        return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def load(cls, path: Path, data: DetectionDataset) -> "DataSplits":
-        """Read the splits of ``data`` from a file written by :meth:`save`.
+        """Read the splits of ``data`` from a file written by :meth:`RunImages.write`.
 
-        Raise ChromaboxError if the file is damaged or lists images that are missing from ``data``.
+        Images are recognised by their contents, so that the dataset may have been moved.
+
+        Raise ChromaboxError if the file is damaged, or if images are missing or images or boxes have changed.
         """
-        samples = {str(sample.path): sample for sample in data.samples}
-        try:
-            values = parse_json(path.read_text(encoding="utf-8"))
-            parts: dict[str, Any] = {}
-            for name in ("train", "early_stopping", "val"):
-                images = values[name]
-                parts[name] = (
-                    None if images is None else replace(data, samples=tuple(samples[image] for image in images))
-                )
-            return cls(**parts, warnings=tuple(values["warnings"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ChromaboxError(
-                f"{path}: the file is damaged or lists images that are missing from the dataset ({error}); restore the "
-                "dataset with which the run was started"
-            ) from error
+        images = RunImages.read(path)
+        digests = {sample.path: sha256_file(sample.path) for sample in data.samples}
+        parts = {
+            name: None if samples is None else replace(data, samples=samples)
+            for name, samples in images.find(path, data, digests).items()
+        }
+        train, val = parts["train"], parts["val"]
+        assert train is not None
+        assert val is not None
+        return cls(train, parts["early_stopping"], val, tuple(images.warnings), digests)
 
 
 def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) -> DataSplits:
@@ -89,32 +114,46 @@ def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) ->
     The validation images are the validation split of the dataset, otherwise its test split, otherwise a random fifth of
     all images. With ``early_stopping``, some of the training images are held out for early stopping, because stopping
     by the validation results would make these results optimistic. Images that cannot be decoded are excluded. The
-    warnings report these images, duplicates between the training and validation images, and the number of classes with
-    too few training boxes.
+    warnings report the issues of the dataset, these images, duplicates between the training and validation images, and
+    classes with too few training boxes or without validation boxes.
 
-    Raise UsageError for a dataset without labelled training images.
+    Raise UsageError for a dataset without labelled training images or without labelled validation images.
     """
     prints, corrupt = fingerprints([sample.path for sample in data.samples])
-    warnings = [f"{reason}; excluded" for reason in corrupt.values()]
+    warnings = [*issue_lines(data.issues), *(f"{reason}; excluded" for reason in corrupt.values())]
     data = replace(data, samples=tuple(sample for sample in data.samples if sample.path not in corrupt))
-    split = default_split(data)
-    if split is None:
-        data, split = train_val_split(data, seed=seed), "val"
-        num_held_out = len(data.split(split).samples)
-        warnings.append(f"no validation split; images held out for validation: {num_held_out} of {len(data.samples)}")
-    val = data.split(split)
-    names = tuple(name for name in data.splits if not name.startswith(("val", "test")))
-    train = replace(data, samples=tuple(sample for sample in data.samples if sample.split in names), splits=names)
-    if not any(len(sample.boxes) for sample in train.samples):
-        raise UsageError(
-            f"no labelled training images in the splits {', '.join(data.splits)}: "
-            "expected at least one image with boxes in a split other than val and test"
-        )
+    digests = {image_print.path: image_print.sha256 for image_print in prints}
+    digests |= {path: sha256_file(path) for path in corrupt if path.is_file()}
+    train, val = train_and_val(data)
+    if problem := find_training_problem(train, val):
+        raise UsageError(problem)
+    num_listed = sum(sample.split in train.splits for sample in data.samples)
+    if num_listed > len(train.samples):
+        count = num_listed - len(train.samples)
+        warnings.append(f"training images that are also test images: {count}; not used for training")
+    if val is None:
+        train, val = _hold_out(data, seed, "validation")
+        num_held_out, num_images = len(val.samples), len(data.samples)
+        warnings.append(f"no validation split; images held out for validation: {num_held_out} of {num_images}")
     warnings += [*_warn_leakage(train, val, find_duplicates(prints)), *_warn_few_training_boxes(train)]
     if not early_stopping:
-        return DataSplits(train, None, val, tuple(warnings))
-    parts = train_val_split(train, val_fraction=EARLY_STOPPING_FRACTION, seed=seed)
-    return DataSplits(parts.split("train"), parts.split("val"), val, tuple(warnings))
+        return DataSplits(train, None, val, tuple(warnings), digests)
+    train, held_out = _hold_out(train, seed, "early stopping", EARLY_STOPPING_FRACTION)
+    return DataSplits(train, held_out, val, tuple(warnings), digests)
+
+
+def _hold_out(
+    data: DetectionDataset, seed: int, purpose: str, fraction: float = 0.2
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """Divide images into training images and a random part that is held out.
+
+    Raise UsageError if only one of the parts has boxes.
+    """
+    parts = train_val_split(data, val_fraction=fraction, seed=seed)
+    train, held_out = parts.split("train"), parts.split("val")
+    if not (count_boxes(train).any() and count_boxes(held_out).any()):
+        raise UsageError(f"too few different images with boxes to hold out one of them for {purpose}: expected two")
+    return train, held_out
 
 
 def _warn_leakage(train: DetectionDataset, val: DetectionDataset, duplicates: Sequence[DuplicatePair]) -> list[str]:
@@ -132,8 +171,7 @@ def _warn_leakage(train: DetectionDataset, val: DetectionDataset, duplicates: Se
 
 def _warn_few_training_boxes(train: DetectionDataset) -> list[str]:
     """Return a list with a warning if classes have fewer than ``MIN_BOXES_PER_CLASS`` training boxes."""
-    class_ids = [sample.class_ids[~sample.is_crowd] for sample in train.samples]
-    boxes = np.bincount(np.concatenate(class_ids))
+    boxes = count_boxes(train)
     num_classes, num_rare = int((boxes > 0).sum()), int(((boxes > 0) & (boxes < MIN_BOXES_PER_CLASS)).sum())
     warning = f"classes with fewer than {MIN_BOXES_PER_CLASS} training boxes: {num_rare} of {num_classes}"
     return [warning] if num_rare else []

@@ -24,6 +24,10 @@ class FinetuneConfig(RunConfig):
     cache_memory_gb: float = 1.0
     """Maximum memory in GB for all feature caches. Caches that do not fit are memory-mapped files in the run folder."""
     cache_precision: CachePrecision = "float16"
+    classes: list[str] | None = None
+    """Names or numbers of the dataset's classes to use. None: all classes."""
     keep_old_classes: bool = False
+    new_classes: list[str] | None = None
+    """Classes of the dataset that are new although the weights have a class of this name. []: all classes."""
     retention_data: str | None = None
     """Labelled dataset on which AP50 of the original classes is measured before and after fine-tuning."""

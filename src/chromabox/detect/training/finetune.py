@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from chromabox.detect.data.augment import letterbox_sample
-from chromabox.detect.data.dataset import DetectionDataset, normalise_name, remap_classes
-from chromabox.detect.data.load import load_detection_dataset
+from chromabox.detect.data.dataset import DetectionDataset, list_names, normalise_name
+from chromabox.detect.data.validate import issues_as_json
 from chromabox.detect.evaluation.bootstrap import paired_difference
 from chromabox.detect.evaluation.evaluate import (
     DetectionEvaluation,
-    default_split,
     evaluate_detector,
     evaluate_predictions,
 )
@@ -40,15 +39,17 @@ from chromabox.detect.training.batches import (
 from chromabox.detect.training.config import CachePrecision, FinetuneConfig
 from chromabox.detect.training.feature_cache import FeatureCache, to_image_batch
 from chromabox.detect.training.freeze import freeze
-from chromabox.detect.training.recipes import scale_lr
+from chromabox.detect.training.recipes import FinetuneRecipe, scale_lr
 from chromabox.detect.training.setup import (
     InitialState,
+    RetentionTest,
     build_finetune_optimizers,
     build_loss,
     build_teacher,
     compute_losses,
     finetune_lr_schedule,
     initialise_run,
+    prepare_retention,
 )
 from chromabox.detect.training.validator import Validator
 from chromabox.detect.weights.load import Detector, detector_metadata, load_detector, save_detector
@@ -81,11 +82,9 @@ class FinetuneResult:
 class FinetuneJob:
     """Fine-tuning of a detector: the model with its frozen layers, and the feature caches of the run."""
 
-    def __init__(
-        self, config: FinetuneConfig, initial: InitialState, retention_data: DetectionDataset | None = None
-    ) -> None:
+    def __init__(self, config: FinetuneConfig, initial: InitialState, retention: RetentionTest | None = None) -> None:
         self.config, self.initial, recipe = config, initial, config.recipe
-        self.retention_data = retention_data
+        self.retention = retention
         self.model = copy.deepcopy(initial.detector.model).train()
         self.freeze_report = freeze(
             self.model,
@@ -104,7 +103,30 @@ class FinetuneJob:
         self.fill_seconds = 0.0
 
     def __str__(self) -> str:
-        return f"{self.freeze_report}\n{len(self.samples):,} training images"
+        recipe = self.scaled_recipe
+        factor = recipe.lr / self.config.recipe.lr
+        kind = "no class of the dataset is new" if not self.initial.num_new_classes else "new classes are added"
+        reason = f" ({factor:g} times that of the recipe, because {kind}; see --learning-rate)" if factor != 1 else ""
+        return f"{self.freeze_report}\npeak learning rate: {recipe.lr:g}{reason}\n{len(self.samples):,} training images"
+
+    @property
+    def scaled_recipe(self) -> FinetuneRecipe:
+        """The recipe with the learning rates of this run, which depend on whether there are new classes."""
+        recipe = self.config.recipe
+        if not self.initial.num_new_classes:
+            return scale_lr(recipe, recipe.lr_scale_same_classes)
+        return scale_lr(recipe, recipe.lr_scale_added_classes) if self.config.keep_old_classes else recipe
+
+    def describe_classes(self) -> str:
+        """Return a line with the classes that are taken over from the initial weights, and those that are new."""
+        kept, new, dropped = (
+            f"{len(names)}{f' ({list_names(names, 20)})' if names else ''}"
+            for names in self.initial.class_origins.values()
+        )
+        return (
+            f"classes taken over from the weights: {kept}; new classes: {new}; classes of the weights that are "
+            f"dropped: {dropped}"
+        )
 
     def trial_loss(self, device: str) -> Callable[[Forward], Tensor]:
         """Return a function that computes the loss of a model on a fixed batch of the first training images."""
@@ -123,7 +145,7 @@ class FinetuneJob:
     def save_inputs(self, run: RunDir) -> None:
         """Write the initial model and the data splits to the run folder."""
         save_detector(run.path / "start.safetensors", self.initial.detector)
-        self.initial.splits.save(run.path / "splits.json")
+        self.initial.splits.images.write(run.path / "splits.json")
 
     @contextmanager
     def open_task(
@@ -133,12 +155,8 @@ class FinetuneJob:
 
         The caches exist until the context ends.
         """
-        config, recipe, splits = self.config, self.config.recipe, self.initial.splits
+        config, recipe, splits = self.config, self.scaled_recipe, self.initial.splits
         runtime.prepare(self.model)
-        if not self.initial.num_new_classes:
-            recipe = scale_lr(recipe, recipe.lr_scale_same_classes)
-        elif config.keep_old_classes:
-            recipe = scale_lr(recipe, recipe.lr_scale_added_classes)
         with ExitStack() as self.caches:
             monitored = "val_ap50_missing" if splits.early_stopping is not None else None
             self.validator = monitor = self._make_validator(run.path / "cache-val", splits.val, runtime.threads)
@@ -219,9 +237,11 @@ class FinetuneJob:
             "net": "detector",
             "weights": config.weights,
             "data": config.data,
+            "fingerprint": self.initial.splits.fingerprint,
             "recipe": config.recipe.name,
             "seed": config.seed,
             "size": config.size,
+            "classes": self.initial.class_origins,
             "frozen": self.freeze_report.as_json(),
             "epochs": int(records[-1]["epoch"]),
             "seconds_per_epoch": round(float(np.median(seconds)), 3),
@@ -235,9 +255,10 @@ class FinetuneJob:
                 for name, (value, interval) in paired_difference(self.before.matches, self.after.matches).items()
             },
             "warnings": [*self.initial.splits.warnings, *self.after.warnings],
+            "faults": issues_as_json(self.initial.issues),
         }
-        if self.retention_data is not None:
-            retained = _evaluate_retention(config, self.retention_data, self.best)
+        if self.retention is not None:
+            retained = _evaluate_retention(self.retention, self.best, config.size)
             summary["retained"] = {"data": config.retention_data, "ap50_before": retained[0], "ap50_after": retained[1]}
         return summary
 
@@ -259,33 +280,26 @@ def finetune(
 
     Raise UsageError for invalid settings, and ChromaboxError for data that cannot be used.
     """
-    # Loaded before training, so that its errors are raised first.
-    retention_data = None if config.retention_data is None else load_detection_dataset(config.retention_data)
     initial = initial or initialise_run(config, folder if resume else None)
+    retention = prepare_retention(config, initial.detector)
     for warning in initial.splits.warnings:
         log.warning(warning)
-    job = FinetuneJob(config, initial, retention_data)
+    job = FinetuneJob(config, initial, retention)
+    log.info(job.describe_classes())
     # torch.compile has no effect: training calls DarknetModel.forward_from, not forward.
     options = replace(options or RuntimeOptions(), compile="off")
     summary = run_training(job, RunDir(folder), options=options, resume=resume, callbacks=callbacks)
     return FinetuneResult(summary, job.before, job.after, job.best, job.validator.data)
 
 
-def _evaluate_retention(config: FinetuneConfig, data: DetectionDataset, best: Detector) -> list[float]:
+def _evaluate_retention(test: RetentionTest, best: Detector, size: int) -> list[float]:
     """Evaluate the original weights and the best model on the retention data.
 
     Return the mean AP50 of each model over the classes that both models have.
     """
-    split = default_split(data)
-    data = data if split is None else data.split(split)
-    original = load_detector(config.weights)
-    if not data.has_class_names:
-        data, _ = remap_classes(data, original.classes)
-    best_classes = {normalise_name(name) for name in best.classes}
-    shared = [name for name in map(normalise_name, original.classes) if name in best_classes]
     scores = []
-    for detector in (original, best):
-        evaluation = evaluate_detector(detector, data, size=config.size, num_resamples=2)
+    for detector in (test.original, best):
+        evaluation = evaluate_detector(detector, test.data, size=size, num_resamples=2)
         indices = {normalise_name(name): index for index, name in enumerate(evaluation.classes)}
-        scores.append(float(np.nanmean(evaluation.coco.table[0, [indices[name] for name in shared]])))
+        scores.append(float(np.nanmean(evaluation.coco.table[0, [indices[name] for name in test.classes]])))
     return scores

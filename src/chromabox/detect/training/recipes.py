@@ -4,6 +4,7 @@
 learning rates, which preserve a trained model, and also freezes BatchNorm statistics.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -119,8 +120,13 @@ def scale_lr(recipe: FinetuneRecipe, factor: float) -> FinetuneRecipe:
     return replace(recipe, lr=recipe.lr * factor, adamw_lr=recipe.adamw_lr * factor)
 
 
-def make_finetune_recipe(name: str, *, epochs: int | None = None, batch_size: int | None = None) -> FinetuneRecipe:
-    """Return the recipe ``name``. ``epochs`` and ``batch_size``, unless None, replace the values of the recipe.
+def make_finetune_recipe(
+    name: str, *, epochs: int | None = None, batch_size: int | None = None, learning_rate: float | None = None
+) -> FinetuneRecipe:
+    """Return the recipe ``name``. Arguments that are not None replace the values of the recipe.
+
+    ``learning_rate`` is the peak learning rate of the convolution kernels, which is then the same with and without new
+    classes. The other learning rates are changed by the same factor.
 
     Raise UsageError for an invalid value.
     """
@@ -130,4 +136,14 @@ def make_finetune_recipe(name: str, *, epochs: int | None = None, batch_size: in
         if value is not None and value < 1:
             raise UsageError(f"{option} is {value}: expected at least 1")
     recipe = FINETUNE_RECIPES[name]
+    if learning_rate is not None:
+        if not 0 < learning_rate < math.inf:
+            raise UsageError(f"--learning-rate is {learning_rate}: expected a number above 0")
+        factor = learning_rate / recipe.lr
+        recipe = replace(
+            scale_lr(recipe, factor),
+            warmup_bias_lr=recipe.warmup_bias_lr * factor,
+            lr_scale_same_classes=1.0,
+            lr_scale_added_classes=1.0,
+        )
     return replace(recipe, epochs=epochs or recipe.epochs, batch_size=batch_size or recipe.batch_size)

@@ -10,8 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from chromabox.detect.data.dataset import remap_classes
+from chromabox.detect.data.dataset import DetectionDataset, LabelIssue, list_names, normalise_name, remap_classes
 from chromabox.detect.data.load import load_detection_dataset
+from chromabox.detect.data.validate import class_warnings, count_boxes, default_split
 from chromabox.detect.models.darknet import DarknetModel
 from chromabox.detect.training.batches import DataSplits, DetectionBatch, ImageReader, cached_reader, split_dataset
 from chromabox.detect.training.config import FinetuneConfig
@@ -21,7 +22,7 @@ from chromabox.detect.training.recipes import FinetuneRecipe
 from chromabox.detect.training.transfer import Teacher, replace_heads
 from chromabox.detect.weights.load import Detector, load_detector
 from chromabox.engine.optim import LrSchedule, build_muon, lr_schedule
-from chromabox.errors import UsageError
+from chromabox.errors import ChromaboxError, UsageError
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,22 @@ class InitialState:
 
     detector: Detector
     splits: DataSplits
+    issues: tuple[LabelIssue, ...] = ()
+    """Issues with the labels and images of the dataset."""
     read_image: ImageReader = field(default_factory=cached_reader)
     """Image reader with a cache for decoded images."""
 
     @property
     def num_new_classes(self) -> int:
         """Number of classes on which the initial weights were not trained."""
-        return len(self.detector.metadata.get("surgery", {}).get("new", ()))
+        return len(self.class_origins["new"])
+
+    @property
+    def class_origins(self) -> dict[str, list[str]]:
+        """Names of the classes that are "kept" from the initial weights, of the "new" classes, and of the weights'
+        "dropped" classes."""
+        origins = self.detector.metadata.get("surgery", {"kept": list(self.detector.classes)})
+        return {name: list(origins.get(name, ())) for name in ("kept", "new", "dropped")}
 
 
 def initialise_run(config: FinetuneConfig, resume_folder: Path | None) -> InitialState:
@@ -52,9 +62,18 @@ def initialise_run(config: FinetuneConfig, resume_folder: Path | None) -> Initia
         if not value >= 0:
             raise UsageError(f"{option} is {value}: expected at least 0")
     data = load_detection_dataset(config.data)
-    if data.has_class_names and resume_folder is None:
+    warnings: tuple[str, ...] = ()
+    if config.classes is not None:
+        data, warnings = select_classes(data, config.classes)
+    own_data = data
+    if resume_folder is None:
         prior = config.recipe.new_class_prior
-        detector = replace_heads(detector, data.classes, config.keep_old_classes, max_prior=prior)
+        new_classes = data.classes if config.new_classes == [] else config.new_classes or ()
+        detector = replace_heads(
+            detector, data.classes, config.keep_old_classes, new_classes=new_classes, max_prior=prior
+        )
+        if data.category_ids and detector.classes == data.classes:
+            detector = replace(detector, metadata={**detector.metadata, "category_ids": list(data.category_ids)})
     data, _ = remap_classes(data, detector.classes)
     if config.freeze != "auto":
         num_layers_to_freeze(detector.architecture, config.freeze)  # Raises UsageError for an invalid value.
@@ -62,7 +81,90 @@ def initialise_run(config: FinetuneConfig, resume_folder: Path | None) -> Initia
         splits = DataSplits.load(resume_folder / "splits.json", data)
     else:
         splits = split_dataset(data, config.seed, early_stopping=config.patience is not None)
-    return InitialState(replace(detector, size=config.size), splits)
+        # The warnings about classes refer to the classes of the dataset, not to all classes of the model.
+        parts = (_with_images_of(own_data, part) for part in (splits.train, splits.val))
+        splits = replace(splits, warnings=(*splits.warnings, *warnings, *class_warnings(*parts)))
+    return InitialState(replace(detector, size=config.size), splits, data.issues)
+
+
+def _with_images_of(data: DetectionDataset, part: DetectionDataset) -> DetectionDataset:
+    """Return the samples of ``data`` whose images are in ``part``."""
+    images = {sample.path for sample in part.samples}
+    return replace(data, samples=tuple(sample for sample in data.samples if sample.path in images))
+
+
+def select_classes(data: DetectionDataset, classes: Sequence[str]) -> tuple[DetectionDataset, tuple[str, ...]]:
+    """Return a dataset with only some of its classes, in the order of the dataset.
+
+    Args:
+        data: the dataset. Its images are kept, including those without boxes of these classes.
+        classes: names, compared as by :func:`remap_classes`, or class numbers.
+
+    Returns:
+        The dataset, and warnings with the number of boxes of the other classes.
+
+    Raise UsageError for a name that is not a class of the dataset.
+    """
+    numbers = {str(index): index for index in range(len(data.classes))}
+    numbers |= {normalise_name(name): index for index, name in enumerate(data.classes)}
+    unknown = [name for name in classes if normalise_name(name) not in numbers]
+    if unknown or not classes:
+        raise UsageError(f"--classes: {list_names(unknown)} is not in the dataset; expected {list_names(data.classes)}")
+    selected = sorted({numbers[normalise_name(name)] for name in classes})
+    counts = count_boxes(data)
+    others = [f"{name}: {count}" for name, count in zip(data.classes, counts.tolist(), strict=True)]
+    others = [text for index, text in enumerate(others) if index not in selected and counts[index]]
+    named = data if data.has_class_names else replace(data, has_class_names=True)
+    named, _ = remap_classes(named, [data.classes[index] for index in selected])
+    if data.category_ids:
+        named = replace(named, category_ids=tuple(data.category_ids[index] for index in selected))
+    warning = f"boxes of other classes, which are not used ({list_names(others)}); their objects count as background"
+    return named, (warning,) if others else ()
+
+
+@dataclass(frozen=True)
+class RetentionTest:
+    """Test whether a detector retains the classes of the original weights.
+
+    ``classes`` are the names, in normalised form, of the original classes that the fine-tuned detector also has.
+    """
+
+    data: DetectionDataset
+    original: Detector
+    classes: tuple[str, ...]
+
+
+def prepare_retention(config: FinetuneConfig, detector: Detector) -> RetentionTest | None:
+    """Load what is needed to measure retention after training. ``detector`` has the classes of the run.
+
+    Return None if the configuration has no retention data.
+
+    Raise UsageError if there is no such dataset, or if the detector has none of the original classes. Raise
+    ChromaboxError if the dataset cannot be read or has no boxes of these classes.
+    """
+    if config.retention_data is None:
+        return None
+    original = load_detector(config.weights)
+    try:
+        data = load_detection_dataset(config.retention_data)
+        split = default_split(data)
+        data, _ = remap_classes(data if split is None else data.split(split), original.classes)
+    except ChromaboxError as error:
+        raise type(error)(f"--retention-data {config.retention_data}: {error}") from error
+    names = {normalise_name(name) for name in detector.classes}
+    shared = [name for name in original.classes if normalise_name(name) in names]
+    if not shared:
+        raise UsageError(
+            f"--retention-data: the detector keeps none of the original classes ({list_names(original.classes)}); "
+            "use --keep-old-classes"
+        )
+    counts = dict(zip(original.classes, count_boxes(data).tolist(), strict=True))
+    if not any(counts[name] for name in shared):
+        raise ChromaboxError(
+            f"--retention-data {config.retention_data}: no boxes of the retained classes ({list_names(shared)})"
+            + (f" in the split {split}; expected a dataset with such boxes" if split else "; expected such boxes")
+        )
+    return RetentionTest(data, original, tuple(map(normalise_name, shared)))
 
 
 def build_loss(model: DarknetModel, config: FinetuneConfig) -> DetectionLoss:

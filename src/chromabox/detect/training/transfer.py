@@ -7,7 +7,7 @@ applied to detectors (Shmelkov, Schmid and Alahari 2017). The teacher shares the
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -94,7 +94,12 @@ class Teacher:
 
 
 def replace_heads(
-    detector: Detector, class_names: Sequence[str], keep_old_classes: bool = False, *, max_prior: float = 0.99
+    detector: Detector,
+    class_names: Sequence[str],
+    keep_old_classes: bool = False,
+    *,
+    new_classes: Collection[str] = (),
+    max_prior: float = 0.99,
 ) -> Detector:
     """Return the detector with heads for the given classes. All weights outside the class outputs are copied.
 
@@ -106,13 +111,15 @@ def replace_heads(
         detector: a trained detector; it is not modified.
         class_names: unique names of the classes.
         keep_old_classes: whether to keep all classes of the detector in their order and append the new classes.
+        new_classes: names of classes that are new although the detector has a class of this name, for example the
+            animal "mouse". They cannot be combined with ``keep_old_classes``.
         max_prior: maximum initial score of a new class, in (0, 1).
 
     Returns:
         A new detector in evaluation mode.
 
-    Raise UsageError for an empty list or a repeated name, and ChromaboxError for a model whose heads do not end in a
-    plain convolution with a bias.
+    Raise UsageError for an empty list, a repeated name, or a new class that is not in the list or is also kept, and
+    ChromaboxError for a model whose heads do not end in a plain convolution with a bias.
     """
     normalised = [normalise_name(name) for name in class_names]
     repeated = next((name for name in normalised if normalised.count(name) > 1), None)
@@ -121,6 +128,14 @@ def replace_heads(
     if repeated is not None:
         raise UsageError(f"classes contains {repeated!r} more than once: expected unique names")
     old_indices = {normalise_name(name): index for index, name in enumerate(detector.classes)}
+    for name in new_classes:
+        if normalise_name(name) not in normalised:
+            raise UsageError(f"new class {name} is not in the dataset: expected {', '.join(class_names[:20])}")
+        if old_indices.pop(normalise_name(name), None) is not None and keep_old_classes:
+            raise UsageError(
+                f"class {name} cannot be new while the class of this name in the weights is kept: expected another "
+                "name in the dataset"
+            )
     classes = [name for name in class_names if not (keep_old_classes and normalise_name(name) in old_indices)]
     classes = [*detector.classes, *classes] if keep_old_classes else classes
     rows = [old_indices.get(normalise_name(name), -1) for name in classes]
@@ -140,7 +155,9 @@ def replace_heads(
     model.load_state_dict(state)
     kept = [name for name, row in zip(classes, rows, strict=True) if row >= 0]
     new = [name for name, row in zip(classes, rows, strict=True) if row < 0]
-    metadata = {**detector.metadata, "surgery": {"kept": kept, "new": new}}
+    dropped = [name for index, name in enumerate(detector.classes) if index not in rows]
+    metadata = {**detector.metadata, "surgery": {"kept": kept, "new": new, "dropped": dropped}}
+    metadata.pop("category_ids", None)  # They are the ids of the old classes.
     return Detector(model.eval(), tuple(classes), detector.size, metadata)
 
 

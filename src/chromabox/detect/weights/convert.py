@@ -62,8 +62,9 @@ def convert_weights(
 
     Args:
         weights: ``yolov3-tiny`` or a .weights, .onnx, .pt or .safetensors file.
-        output: a .safetensors file (Chromabox) or a .weights file (Darknet), next to which a .cfg file is written.
-            None: the cache folder for pretrained weights, otherwise the input path with the suffix .safetensors.
+        output: a .safetensors file (Chromabox) or a .weights file (Darknet), next to which a .cfg and a .names file are
+            written. None: the cache folder for pretrained weights, otherwise the input path with the suffix
+            .safetensors.
         architecture: ``yolov3``, ``yolov3-tiny`` or a .cfg file; see
             :func:`~chromabox.detect.weights.load.load_detector`.
         variant: a key of ``chromabox.detect.models.architecture.VARIANTS``.
@@ -84,7 +85,8 @@ def convert_weights(
     if output is not None and output.suffix not in (".safetensors", ".weights"):
         raise UsageError(f"{output}: unsupported suffix; expected .safetensors (Chromabox) or .weights (Darknet)")
     if output is not None:
-        written = [output, output.with_suffix(".cfg")] if output.suffix == ".weights" else [output]
+        suffixes = (".weights", ".cfg", ".names") if output.suffix == ".weights" else (output.suffix,)
+        written = [output.with_suffix(suffix) for suffix in suffixes]
         sources = [Path(path) for path in (weights, architecture) if path is not None]
         check_outputs(written, sources, overwrite=overwrite)
     stored_variant = None if variant is None else get_variant(variant)
@@ -93,7 +95,7 @@ def convert_weights(
     )
     model = detector.architecture
     log.info(
-        f"{model.name} from {detector.metadata.get('source', {}).get('file', 'a checkpoint')}: variant "
+        f"{model.name} from {' and '.join(_source_files(detector))}: variant "
         f"{detector.variant.name}, layers: {len(model.layers)}, weights: {model.num_weights:,}, "
         f"classes: {model.num_classes}"
     )
@@ -112,11 +114,23 @@ def convert_weights(
             output.parent.mkdir(parents=True, exist_ok=True)
             write_darknet(output, detector.model, _num_images_seen(detector))
             write_cfg(detector.architecture, output.with_suffix(".cfg"))
+            _write_names(detector.classes, output.with_suffix(".names"))
     except OSError as error:
         reason = error.strerror or error
         raise ChromaboxError(f"{output}: cannot be written ({reason}); use a writable folder") from error
     log.info(f"weights written to {output}")
     return output
+
+
+def _source_files(detector: Detector) -> list[str]:
+    """Return the names of the files from which the weights and, if separate, the class names were read."""
+    source = detector.metadata.get("source", {})
+    return [str(source[key]) for key in ("file", "names") if key in source] or ["a checkpoint"]
+
+
+def _write_names(classes: Sequence[str], path: Path) -> None:
+    """Write a Darknet .names file: one class name per line."""
+    path.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
 
 
 def _num_images_seen(detector: Detector) -> int:
@@ -153,11 +167,16 @@ def export_darknet(detector: Detector, path: Path) -> None:
     """
     files = path, path.with_suffix(".cfg"), path.with_suffix(".names")
     write_cfg(replace(detector.architecture, size=detector.size), files[1])
-    files[2].write_text("".join(f"{name}\n" for name in detector.classes), encoding="utf-8")
+    _write_names(detector.classes, files[2])
     write_darknet(path, detector.model, _num_images_seen(detector))
-    exported = load_detector(path)
-    tensors = (tensors_in_file_order(one.model) for one in (exported, detector))
-    if exported.architecture.layers != detector.architecture.layers or not all(map(torch.equal, *tensors)):
+    try:
+        exported = load_detector(path)
+        tensors = (tensors_in_file_order(one.model) for one in (exported, detector))
+        is_equal = exported.architecture.layers == detector.architecture.layers and all(map(torch.equal, *tensors))
+        is_equal = is_equal and exported.classes == detector.classes
+    except ChromaboxError:  # For example, a class name with a line break.
+        is_equal = False
+    if not is_equal:
         for file in files:
             file.unlink()
         problem = "not written, because the detector cannot be stored exactly in Darknet format"

@@ -3,7 +3,8 @@
 The formats are Darknet's ``.weights``, ONNX files of plain convolutions such as the ONNX copy of YOLOv3-tiny,
 Ultralytics' ``.pt``, and Chromabox's ``.safetensors`` and ``.onnx``. Only Chromabox's files contain the architecture,
 variant and class names. For Darknet's files and ONNX files of plain convolutions, the architecture is read from a
-``.cfg`` file or recognised by the number of values.
+``.cfg`` file or recognised by the number of values, and the class names are read from a ``.names`` file with the same
+name next to the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +17,13 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from chromabox.detect.data.dataset import default_class_names
+from chromabox.detect.data.dataset import default_class_names, read_class_names
 from chromabox.detect.models.architecture import (
     DARKNET,
     LAYER_TYPES,
+    MAX_SIZE,
     Architecture,
+    Convolution,
     Variant,
     variant_from_json,
     yolov3,
@@ -34,10 +37,11 @@ from chromabox.detect.weights.onnx_model import (
     BoxArray,
     ImageArray,
     ScoreArray,
+    read_category_ids,
     resolve_weights,
 )
 from chromabox.detect.weights.ultralytics import read_ultralytics
-from chromabox.engine.checkpoint import load_checkpoint, read_metadata, save_checkpoint
+from chromabox.engine.checkpoint import check_finite, load_checkpoint, read_metadata, save_checkpoint
 from chromabox.engine.darknet_weights import (
     DarknetWeights,
     load_yolov3_tiny,
@@ -77,11 +81,17 @@ class Detector:
     def variant(self) -> Variant:
         return self.model.variant
 
+    @property
+    def category_ids(self) -> tuple[int, ...]:
+        """COCO category ids of the classes, or () if the dataset of the detector had none."""
+        return read_category_ids(self.metadata, len(self.classes))
+
     def check_size(self, size: int) -> None:
         """Raise UsageError if the model cannot process square images of this side length in pixels."""
         multiple = self.architecture.max_stride
-        if size < multiple or size % multiple:
-            raise UsageError(f"--size is {size}: expected a multiple of {multiple} for {self.architecture.name}")
+        if not multiple <= size <= MAX_SIZE or size % multiple:
+            expected = f"expected a multiple of {multiple} for {self.architecture.name}, at most {MAX_SIZE}"
+            raise UsageError(f"--size is {size}: {expected}")
 
     @torch.inference_mode()
     def predict(self, images: ImageArray) -> tuple[BoxArray, ScoreArray]:
@@ -130,8 +140,8 @@ def load_detector(
             otherwise the known architecture with the same number of values.
         variant: variant of the weights. None: the variant stored in the file, or Darknet's for .weights and for
             .onnx files not exported by Chromabox, which do not contain a variant.
-        classes: class names. None: the names in the file; if it contains none, COCO's names for 80 classes, otherwise
-            ``class 0``, ``class 1``, and so on.
+        classes: class names. None: the names in the file, or in the .names file with the same name next to it; if there
+            are none, COCO's names for 80 classes, otherwise ``class 0``, ``class 1``, and so on.
         progress: callback for the progress of a download.
 
     Raise ChromaboxError if a file is damaged, belongs to another architecture or would execute code. Raise UsageError
@@ -140,14 +150,14 @@ def load_detector(
     if str(weights) in PRETRAINED and not Path(weights).exists():
         path = download_pretrained(str(weights), progress)
         try:
-            detector = _load_file(path, None, variant)
+            detector = _load_file(path, None, variant, classes)
         except UsageError:
             raise
         except ChromaboxError:  # The cached file is damaged.
             path.unlink(missing_ok=True)
-            detector = _load_file(download_pretrained(str(weights), progress), None, variant)
+            detector = _load_file(download_pretrained(str(weights), progress), None, variant, classes)
     else:
-        detector = _load_file(resolve_weights(weights), architecture, variant)
+        detector = _load_file(resolve_weights(weights), architecture, variant, classes)
     if classes is None:
         return detector
     _check_classes(classes, detector.architecture)
@@ -202,7 +212,7 @@ def download_pretrained(name: str, progress: Progress | None = None) -> Path:
     if path.is_file():
         return path
     file, origin = load_yolov3_tiny(progress)
-    model = _load_flat_weights(DarknetModel.uninitialised(yolov3_tiny(), DARKNET), file.values, origin.name)
+    model = _load_flat_weights(yolov3_tiny(), DARKNET, file.values, origin.name)
     source = {"file": origin.name, "sha256": origin.sha256, "seen": file.images_seen}
     detector = Detector(model, default_class_names(80), model.architecture.size, {"name": name, "source": source})
     try:
@@ -235,8 +245,13 @@ def architecture_from_json(stored: dict[str, Any]) -> Architecture:
     return Architecture(stored["name"], layers, stored["channels"], stored["size"])
 
 
-def _load_file(path: Path, architecture: Architecture | str | Path | None, variant: Variant | None) -> Detector:
-    """Load a detector from a file; see :func:`load_detector`."""
+def _load_file(
+    path: Path,
+    architecture: Architecture | str | Path | None,
+    variant: Variant | None,
+    classes: Sequence[str] | None,
+) -> Detector:
+    """Load a detector from a file; see :func:`load_detector`. If ``classes`` are given, no .names file is read."""
     suffix = path.suffix.lower()
     metadata = read_onnx_metadata(path) if suffix == ".onnx" else {}
     is_exported = metadata.get("format") == EXPORT_FORMAT
@@ -247,50 +262,70 @@ def _load_file(path: Path, architecture: Architecture | str | Path | None, varia
             stored = parse_json(metadata["detector"])
         except (KeyError, ValueError) as error:
             raise ChromaboxError(f"{path}: the metadata is damaged ({error!r}); export the detector again") from error
-        return _from_metadata(path, stored, variant, lambda model: _load_onnx(path, lambda _: model))
+        return _from_metadata(path, stored, variant, lambda known, kind: _load_onnx(path, lambda _: known, kind))
     if suffix == ".safetensors":
         state, stored = load_checkpoint(path)
-        return _from_metadata(path, stored, variant, lambda model: model.load_state_dict(state["net"]))
+        return _from_metadata(path, stored, variant, lambda known, kind: _load_state(state["net"], known, kind))
     source: dict[str, str | int] = {"file": path.name}
     if suffix in (".pt", ".pth"):
         file = read_ultralytics(path, variant)
-        model = DarknetModel.uninitialised(file.architecture, file.variant)
-        _load_layers(model, file.layers, 0.0, path)
+        model = _load_layers(file.architecture, file.variant, file.layers, 0.0, path)
         return Detector(model, file.classes, 640, {"name": file.architecture.name, "source": source})
 
-    def build(num_weights: int) -> DarknetModel:
-        resolved = _resolve_architecture(path, architecture, num_weights, variant or DARKNET)
-        return DarknetModel.uninitialised(resolved, variant or DARKNET)
+    variant = variant or DARKNET
+
+    def resolve(num_weights: int) -> Architecture:
+        return _resolve_architecture(path, architecture, num_weights, variant)
 
     if suffix == ".onnx":
-        model = _load_onnx(path, build)
+        model = _load_onnx(path, resolve, variant)
     elif suffix == ".weights":
         weights = read_darknet_weights(path)
-        model = _load_flat_weights(build(len(weights.values)), weights.values, str(path))
+        model = _load_flat_weights(resolve(len(weights.values)), variant, weights.values, str(path))
         source["seen"] = weights.images_seen
     else:
         found = f"unsupported suffix {suffix or '(none)'}"
         raise UsageError(f"{path}: {found}; expected .safetensors, .weights, .onnx or .pt")
-    classes, size = default_class_names(model.architecture.num_classes), model.architecture.size
-    return Detector(model, classes, size, {"name": model.architecture.name, "source": source})
+    num_classes, names_path = model.architecture.num_classes, path.with_suffix(".names")
+    names = default_class_names(num_classes)
+    if classes is None and names_path.is_file():
+        names = _read_names(names_path, num_classes)
+        source["names"] = names_path.name
+    return Detector(model, names, model.architecture.size, {"name": model.architecture.name, "source": source})
+
+
+def _read_names(path: Path, num_classes: int) -> tuple[str, ...]:
+    """Return the class names in a Darknet .names file, one per line. Raise ChromaboxError unless they fit the model."""
+    names = tuple(read_class_names(path))
+    if len(names) != num_classes or len(set(names)) != num_classes:
+        raise ChromaboxError(
+            f"{path}: contains {len(names)} class names, {len(set(names))} of them different; expected {num_classes} "
+            "different names, one per line, as in the weights; correct or rename the file, or set --classes"
+        )
+    return names
 
 
 def _from_metadata(
-    path: Path, metadata: dict[str, Any], variant: Variant | None, load_weights: Callable[[DarknetModel], object]
+    path: Path,
+    metadata: dict[str, Any],
+    variant: Variant | None,
+    load_model: Callable[[Architecture, Variant], DarknetModel],
 ) -> Detector:
-    """Return the detector described by the metadata of a file. ``load_weights`` loads the weights into the model."""
+    """Return the detector described by the metadata of a file. ``load_model`` returns the model with its weights."""
     try:
         if metadata.get("net") != "detector":
             raise ValueError(f"it contains {metadata.get('net', 'another kind of model')}")
         stored = variant_from_json(metadata["kind"])
         if variant is not None and variant != stored:
             raise UsageError(f"{path}: the variant of the weights is {stored.name}, not {variant.name}; omit --variant")
-        model = DarknetModel.uninitialised(architecture_from_json(metadata["architecture"]), stored)
-        load_weights(model)
+        model = load_model(architecture_from_json(metadata["architecture"]), stored)
         classes, size = tuple(str(name) for name in metadata["classes"]), int(metadata["size"])
         num_classes = model.architecture.num_classes
+        read_category_ids(metadata, num_classes)
         if len(classes) != num_classes or len(set(classes)) != num_classes:
             raise ValueError(f"repeated or {len(classes)} class names; expected {num_classes} different names")
+        if not 1 <= size <= MAX_SIZE or size % model.architecture.max_stride:
+            raise ValueError(f"size is {size}; expected a multiple of {model.architecture.max_stride} up to {MAX_SIZE}")
     except UsageError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError, ChromaboxError) as error:
@@ -308,29 +343,50 @@ def _check_classes(classes: Sequence[str], architecture: Architecture) -> None:
         )
 
 
-def _load_onnx(path: Path, build: Callable[[int], DarknetModel]) -> DarknetModel:
-    """Load the convolutions of an ONNX file into the model that ``build`` returns for their number of weights."""
+def _load_state(state: dict[str, Tensor], architecture: Architecture, variant: Variant) -> DarknetModel:
+    """Return the model with the tensors of a checkpoint.
+
+    Raise an error of PyTorch if the shapes differ, and ValueError if a value is not finite.
+    """
+    with torch.device("meta"):  # Compare the shapes before memory is allocated for the weights.
+        DarknetModel(architecture, variant).load_state_dict(state, assign=True)
+    model = DarknetModel.uninitialised(architecture, variant)
+    model.load_state_dict(state)
+    check_finite(model.state_dict())
+    return model
+
+
+def _load_onnx(path: Path, resolve: Callable[[int], Architecture], variant: Variant) -> DarknetModel:
+    """Return the model with the convolutions of an ONNX file.
+
+    ``resolve`` returns the architecture for their number of weights.
+    """
     convolutions = read_onnx_convolutions(path)
-    model = build(sum(values.size for layer in convolutions for values in layer.values()))
-    return _load_layers(model, convolutions, model.variant.epsilon, path)
+    architecture = resolve(sum(values.size for layer in convolutions for values in layer.values()))
+    return _load_layers(architecture, variant, convolutions, variant.epsilon, path)
 
 
 def _load_layers(
-    model: DarknetModel, convolutions: Sequence[dict[str, np.ndarray]], epsilon: float, path: Path
+    architecture: Architecture,
+    variant: Variant,
+    convolutions: Sequence[dict[str, np.ndarray]],
+    epsilon: float,
+    path: Path,
 ) -> DarknetModel:
-    """Load convolutions into a model. Raise ChromaboxError if their shapes differ from the shapes in the model.
+    """Return the model with these convolutions. Raise ChromaboxError if their shapes differ from the architecture.
 
     ``epsilon`` is the value that has already been added to the variances of BatchNorm.
     """
-    layers = [layer.convolution for layer in model.layers if isinstance(layer, ConvolutionLayer)]
+    layers = [(index, layer) for index, layer in enumerate(architecture.layers) if isinstance(layer, Convolution)]
     # The total number of weights can be equal even if the layers differ.
-    for index, (convolution, layer) in enumerate(zip(convolutions, layers, strict=False)):
+    for number, (convolution, (index, layer)) in enumerate(zip(convolutions, layers, strict=False)):
+        inputs = architecture.input_shape(index).channels // layer.groups
         for name, values in convolution.items():
-            shape = tuple(layer.weight.shape) if name == "kernel" else (layer.out_channels,)
+            shape = (layer.filters, inputs, layer.size, layer.size) if name == "kernel" else (layer.filters,)
             if values.shape != shape:
-                found = f"the shape of {name} in convolution {index} is {values.shape}"
-                raise ChromaboxError(f"{path}: {found}; expected {shape} for {model.architecture.name}")
-    return _load_flat_weights(model, pack_layers(convolutions, epsilon), str(path))
+                found = f"the shape of {name} in convolution {number} is {values.shape}"
+                raise ChromaboxError(f"{path}: {found}; expected {shape} for {architecture.name}")
+    return _load_flat_weights(architecture, variant, pack_layers(convolutions, epsilon), str(path))
 
 
 def _resolve_architecture(
@@ -362,17 +418,23 @@ def _resolve_architecture(
     raise ChromaboxError(f"{path}: {problem}; set --architecture to the .cfg file of the weights")
 
 
-def _load_flat_weights(model: DarknetModel, weights: Float32[np.ndarray, " weights"], origin: str) -> DarknetModel:
-    """Copy weights, in the order of a Darknet file, into the model. Return the model in evaluation mode."""
-    expected = model.architecture.num_weights
+def _load_flat_weights(
+    architecture: Architecture, variant: Variant, weights: Float32[np.ndarray, " weights"], origin: str
+) -> DarknetModel:
+    """Return the model with these weights, which are in the order of a Darknet file, in evaluation mode.
+
+    The number of weights is checked before memory is allocated for the model.
+    """
+    expected = architecture.num_weights
     if len(weights) != expected:
         problem = "truncated" if len(weights) < expected else "too long"
         raise ChromaboxError(
             f"{origin}: {problem} or for another architecture ({len(weights):,} values); expected {expected:,} for "
-            f"{model.architecture.name} (classes: {model.architecture.num_classes})"
+            f"{architecture.name} (classes: {architecture.num_classes})"
         )
     if not np.isfinite(weights).all():
         raise ChromaboxError(f"{origin}: contains values that are not finite; use another copy")
+    model = DarknetModel.uninitialised(architecture, variant)
     tensors = tensors_in_file_order(model)
     parts = torch.from_numpy(weights.copy()).split([tensor.numel() for tensor in tensors])
     with torch.no_grad():

@@ -3,6 +3,7 @@
 In an exported file, BatchNorm is fused into the convolutions, and the decoding of boxes is part of the graph.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32
 
-from chromabox.detect.models.architecture import Variant, variant_from_json
+from chromabox.detect.models.architecture import MAX_SIZE, Variant, variant_from_json
 from chromabox.errors import ChromaboxError, UsageError
 from chromabox.io.atomic import parse_json
 from chromabox.io.fetch import cache_folder
@@ -41,6 +42,10 @@ class DetectorModel(Protocol):
         """Class names."""
 
     @property
+    def category_ids(self) -> tuple[int, ...]:
+        """COCO category ids of the classes, or () if the dataset of the detector had none."""
+
+    @property
     def size(self) -> int:
         """Default side length of the square input in pixels."""
 
@@ -67,6 +72,7 @@ class OnnxDetector:
     classes: tuple[str, ...]
     size: int
     variant: Variant
+    category_ids: tuple[int, ...] = ()
 
     def check_size(self, size: int) -> None:
         """Raise UsageError if the size differs from the size for which the file was exported."""
@@ -85,8 +91,8 @@ class OnnxDetector:
 
 def check_size_value(size: Any) -> None:
     """Raise UsageError unless the size is None or a positive integer. The model determines the possible multiples."""
-    if size is not None and (not isinstance(size, Integral) or size < 1):
-        raise UsageError(f"--size is {size!r}: expected a multiple of 32, at least 32")
+    if size is not None and (not isinstance(size, Integral) or not 1 <= int(size) <= MAX_SIZE):
+        raise UsageError(f"--size is {size!r}: expected a multiple of 32, at least 32 and at most {MAX_SIZE}")
 
 
 def read_onnx_file(path: Path) -> bytes:
@@ -121,14 +127,32 @@ def load_onnx_detector(
         if metadata.get("format") != EXPORT_FORMAT:
             raise ValueError(f"the format is {metadata.get('format')!r}, not {EXPORT_FORMAT!r}")
         classes, size = tuple(parse_json(metadata["classes"])), int(metadata["size"])
-        variant = variant_from_json(parse_json(metadata["detector"])["kind"])
-        num_scores = session.get_outputs()[1].shape[-1]
+        checkpoint = parse_json(metadata["detector"])
+        variant, category_ids = variant_from_json(checkpoint["kind"]), read_category_ids(checkpoint, len(classes))
+        side, num_scores = session.get_inputs()[0].shape[-1], session.get_outputs()[1].shape[-1]
+        if side != size or not 1 <= size <= MAX_SIZE:
+            raise ValueError(f"the size of the input is {side}, not {size}")
+        if not all(isinstance(name, str) for name in classes):
+            raise ValueError("the class names are not text")
         if num_scores != len(classes):
             raise ValueError(f"the number of scores per box is {num_scores}, not {len(classes)}")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         problem = f"not a detector exported by Chromabox ({one_line(error)})"
         raise ChromaboxError(f"{path}: {problem}; export the detector with chromabox export") from error
-    return OnnxDetector(session, path, classes, size, variant)
+    return OnnxDetector(session, path, classes, size, variant, category_ids)
+
+
+def read_category_ids(metadata: Mapping[str, Any], num_classes: int) -> tuple[int, ...]:
+    """Return the COCO category ids of the classes in the metadata of a checkpoint, or () if there are none.
+
+    Raise ValueError unless they are different integers, one for each class.
+    """
+    ids = metadata.get("category_ids", [])
+    if not isinstance(ids, list) or not all(type(number) is int for number in ids):
+        raise ValueError("category_ids is not a list of integers")
+    if ids and not len(ids) == len(set(ids)) == num_classes:
+        raise ValueError(f"category_ids contains {len(set(ids))} different ids; expected {num_classes}")
+    return tuple(ids)
 
 
 def resolve_weights(weights: str | Path) -> Path:

@@ -5,12 +5,17 @@ coarse. Anchors are in grid cells. The variant of the weights is inferred from t
 plain dictionary of tensors contain no such modules; for these files, the variant must be given.
 
 No code in a file is executed. A ``.pt`` file is a zip archive with one pickle and the raw data of its tensors. A pickle
-is a program that names functions and calls them. PyTorch's restricted unpickler calls only the functions on its own
-list, which create tensors and containers. In addition, the names in ``OPAQUE_NAMES`` are allowed. Classes and functions
-with these names are not imported; their objects are read as :class:`OpaqueObject`, which contains only attributes. Any
-other name raises an error before anything is called.
+is a program that names functions and calls them. PyTorch's restricted unpickler calls only functions that create
+tensors and containers, of which those in ``SAFE_NAMES`` are allowed. In addition, the names in ``OPAQUE_NAMES`` are
+allowed. Classes and functions with these names are not imported; their objects are read as :class:`OpaqueObject`, which
+contains only attributes. Any other name raises an error before anything is called.
+
+A small file could still require much memory or time. Therefore, the sizes of the archive members, of the pickle, of
+its tuples, and of the tensors are checked before they are used.
 """
 
+import pickletools
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,15 +37,30 @@ from chromabox.detect.models.architecture import (
     yolov3,
     yolov3_tiny,
 )
-from chromabox.errors import ChromaboxError, UsageError
+from chromabox.errors import ChromaboxError, UsageError, escape_unprintable
 
 #: Prefixes of the names of classes and functions that are read as :class:`OpaqueObject`.
 OPAQUE_NAMES = (
     *("models.", "ultralytics.nn.", "torch.nn.modules.", "numpy.dtype", "numpy.ndarray", "numpy.core.multiarray."),
     *("numpy._core.multiarray.", "datetime.datetime", "pathlib.", "argparse.Namespace"),
 )
-#: Maximum uncompressed size of an archive member in bytes, about 100 times the largest YOLOv3 tensor in float64.
-MAX_MEMBER_BYTES = 1 << 32
+#: Pattern of the names of functions and types that PyTorch's restricted unpickler may call.
+SAFE_NAMES = re.compile(
+    r"collections\.OrderedDict|(__builtin__|builtins)\.set|_codecs\.encode|torch\.storage\.\w+Storage"
+    r"|torch\.(Size|device|Tensor|\w+Storage|u?int\d+|bool|b?float\d+|complex\d+)|torch\.nn\.parameter\.Parameter"
+    r"|torch\._utils\._rebuild_(tensor_v2|parameter|parameter_with_state)|torch\._tensor\._rebuild_from_type_v2"
+)
+#: Maximum size of a pickle in bytes. The pickle of YOLOv3 with optimizer has less than 1 MB.
+MAX_PICKLE_BYTES = 1 << 21
+#: Maximum ratio of the uncompressed size of the archive members to the size of the file. torch.save does not compress.
+MAX_COMPRESSION = 10
+#: Maximum number of elements of a tuple, including the elements of tuples in it. The hash of a tuple, for example of a
+#: key in a dictionary, is computed recursively: nested tuples would take exponential time or overflow the stack.
+MAX_TUPLE_ELEMENTS = 2000
+#: Maximum number of values of the tensors of a model. YOLOv3 with 80 classes has 62 million.
+MAX_VALUES = 1 << 27
+#: Maximum length of the dotted name of a tensor. A container could be nested arbitrarily deeply.
+MAX_NAME_LENGTH = 200
 
 
 class OpaqueObject:
@@ -75,20 +95,23 @@ def load_untrusted(path: Path) -> Any:
             if len(names) != 1:
                 found = f"it contains {len(names)} files named data.pkl, not 1"
                 raise ChromaboxError(f"{path}: not a PyTorch file ({found}); expected a file written by torch.save")
-            for member in archive.infolist():
-                if member.file_size > MAX_MEMBER_BYTES:
-                    raise ChromaboxError(
-                        f"{path}: {member.filename} is too large; expected at most {MAX_MEMBER_BYTES} bytes"
-                    )
-            protocol = archive.read(names[0])[1:2]
-            if protocol > b"\x02":
-                expected = "expected 2, the default of torch.save"
-                raise ChromaboxError(f"{path}: unsupported pickle protocol {protocol[0]}; {expected}")
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+            size, max_size = sum(member.file_size for member in archive.infolist()), path.stat().st_size
+            if size > MAX_COMPRESSION * max_size:
+                expected = f"expected at most {MAX_COMPRESSION} times its size, {MAX_COMPRESSION * max_size:,}"
+                raise ChromaboxError(f"{path}: the uncompressed contents have {size:,} bytes; {expected}")
+            if (size := archive.getinfo(names[0]).file_size) > MAX_PICKLE_BYTES:
+                raise ChromaboxError(f"{path}: data.pkl has {size:,} bytes; expected at most {MAX_PICKLE_BYTES:,}")
+            content = archive.read(names[0])
+        if content[1:2] > b"\x02":
+            expected = "expected 2, the default of torch.save"
+            raise ChromaboxError(f"{path}: unsupported pickle protocol {content[1]}; {expected}")
+        names = sorted(name for name in _scan_pickle(content) if not SAFE_NAMES.fullmatch(name))
         for name in names:
             if not name.startswith(OPAQUE_NAMES):
                 expected = "expected tensors, containers and modules"
-                raise ChromaboxError(f"{path}: unsafe file (loading it would execute {name}); {expected}")
+                raise ChromaboxError(
+                    f"{path}: unsafe file (loading it would execute {escape_unprintable(name[:200])}); {expected}"
+                )
         opaque: list[Any] = [(type(name, (OpaqueObject,), {"class_name": name}), name) for name in names]
         with torch.serialization.safe_globals(opaque):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -102,8 +125,49 @@ def load_untrusted(path: Path) -> Any:
     except Exception as error:  # A broken pickle can raise any exception.
         # PyTorch's message ends with advice that would be dangerous to follow for a file of unknown origin.
         reason = " ".join(str(error).rpartition("WeightsUnpickler error:")[2].split("\n\n")[0].split())
+        reason = reason.partition(" (Could this error message be improved?")[0]
         problem = f"damaged PyTorch file ({reason or type(error).__name__})"
         raise ChromaboxError(f"{path}: {problem}; use another copy") from error
+
+
+def _scan_pickle(content: bytes) -> set[str]:
+    """Return the names of all classes and functions in a pickle, without executing it.
+
+    The stack of the unpickler is simulated: each object is represented by its number of tuple elements. Raise
+    ValueError if the pickle is damaged or a tuple has more than MAX_TUPLE_ELEMENTS elements.
+    """
+    names: set[str] = set()
+    stack: list[int] = []
+    marks: list[int] = []  # The positions on the stack of opened tuples, lists and dictionaries.
+    memo: dict[Any, int] = {}
+    for opcode, argument, _ in pickletools.genops(content):
+        taken = opcode.stack_before
+        if opcode.name == "MARK":
+            marks.append(len(stack))
+            continue
+        if pickletools.markobject in taken:
+            start = (marks.pop() if marks else 0) - taken.index(pickletools.markobject)
+        else:
+            start = len(stack) - len(taken)
+        items = stack[max(start, 0) :]
+        del stack[max(start, 0) :]
+        results = [1] * len(opcode.stack_after)
+        if opcode.name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+            results = [1 + sum(items)]
+        elif opcode.name in ("GET", "BINGET", "LONG_BINGET"):
+            results = [memo.get(argument, 1)]
+        elif opcode.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1] if stack else 1
+        elif opcode.name == "DUP":
+            results = items * 2
+        elif opcode.name in ("GLOBAL", "INST"):
+            names.add(str(argument).replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL" or opcode.name.startswith("EXT"):
+            raise ValueError(f"the instruction {opcode.name} of a later pickle protocol")
+        if max(results, default=0) > MAX_TUPLE_ELEMENTS:
+            raise ValueError(f"a tuple has more than {MAX_TUPLE_ELEMENTS} elements")
+        stack += results
+    return names
 
 
 #: State-dict keys of a convolution with BatchNorm, and Darknet's names of these tensors.
@@ -146,8 +210,14 @@ def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsF
         entries = (model.get(name) for name in ("ema", "model", "state_dict"))
         model = next((entry for entry in entries if isinstance(entry, OpaqueObject | Mapping)), model)
     try:
-        blocks, heads, anchors = _collect_layers(dict(_iter_tensors(model)))
-        inferred = _infer_variant(model)
+        parts = list(_iter_parts(model))
+        tensors = {name: part for name, part in parts if isinstance(part, Tensor)}
+        # A tensor can repeat a value, so that the file does not limit the number of values.
+        if (num_values := sum(tensor.numel() for tensor in tensors.values())) > MAX_VALUES:
+            raise ValueError(f"the tensors have {num_values:,} values; expected at most {MAX_VALUES:,}")
+        blocks, heads, anchors = _collect_layers(tensors)
+        activations = (ACTIVATION_VARIANTS.get(getattr(part, "class_name", "")) for _, part in parts)
+        inferred = next(filter(None, activations), None)
         if inferred is not None and variant is not None and inferred != variant:
             problem = f"the variant of the modules is {inferred.name}, not {variant.name}"
             raise UsageError(f"{path}: {problem}; omit --variant")
@@ -168,19 +238,31 @@ def read_ultralytics(path: Path, variant: Variant | None = None) -> UltralyticsF
         convolutions = [layer for layer in architecture.layers if isinstance(layer, Convolution)]
         layers = [next(remaining_blocks if layer.batch_normalise else remaining_heads) for layer in convolutions]
         return UltralyticsFile(architecture, variant, tuple(names), layers)
-    except ValueError as error:
+    except UsageError:
+        raise
+    except (ValueError, TypeError, ChromaboxError) as error:
         raise ChromaboxError(f"{path}: {error}") from error
 
 
-def _iter_tensors(model: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield the dotted name and the value of each tensor, in the order of the modules."""
-    children = model.children if isinstance(model, OpaqueObject) else model if isinstance(model, Mapping) else {}
-    for key, child in children.items():
-        full_name = f"{name}.{key}" if name else str(key)
-        if isinstance(child, Tensor):
-            yield full_name, child
-        else:
-            yield from _iter_tensors(child, full_name)
+def _iter_parts(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of each module, container and tensor, in the order of the modules.
+
+    A container with several names is yielded once, because it could contain itself. Raise ValueError if the containers
+    are nested too deeply.
+    """
+    stack, known = [("", model)], set[int]()
+    while stack:
+        name, part = stack.pop()
+        if id(part) in known:
+            continue
+        if not isinstance(part, Tensor):
+            known.add(id(part))
+        if len(name) > MAX_NAME_LENGTH:
+            raise ValueError(f"the name {name[:40]}… has more than {MAX_NAME_LENGTH} characters")
+        yield name, part
+        children = part.children if isinstance(part, OpaqueObject) else part if isinstance(part, Mapping) else {}
+        named = [(key, child) for key, child in children.items() if isinstance(key, str)]
+        stack += [(f"{name}.{key[:MAX_NAME_LENGTH]}".lstrip("."), child) for key, child in reversed(named)]
 
 
 def _collect_layers(state: dict[str, Tensor]) -> tuple[Layers, Layers, Tensor | None]:
@@ -213,15 +295,6 @@ def _collect_layers(state: dict[str, Tensor]) -> tuple[Layers, Layers, Tensor | 
         if missing:
             raise ValueError(f"{name} has no {', '.join(sorted(missing))}; use another copy of the file")
     return list(blocks.values()), list(heads.values()), anchors
-
-
-def _infer_variant(module: Any) -> Variant | None:
-    """Return the variant that uses the first known activation in a module, or None if no activation is known."""
-    if not isinstance(module, OpaqueObject):
-        return None
-    if module.class_name in ACTIVATION_VARIANTS:
-        return ACTIVATION_VARIANTS[module.class_name]
-    return next(filter(None, map(_infer_variant, module.children.values())), None)
 
 
 def _build_architecture(blocks: Layers, heads: Layers, anchors: Tensor | None, variant: Variant) -> Architecture:

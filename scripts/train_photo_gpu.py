@@ -382,7 +382,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, nargs=2, help="two checkpoints (average)")
     parser.add_argument("--weight", type=float, help="weight of the second checkpoint (average)")
     parser.add_argument(
-        "--init", default="efficientnet-lite2", help="initial weights: an encoder or a checkpoint (pack)"
+        "--init", default="efficientnet-lite0", help="initial weights: an encoder or a checkpoint (pack)"
     )
     parser.add_argument("--capacity", type=int, default=160_000, help="maximum number of photographs (train)")
     parser.add_argument("--peak", type=float, default=1.0, help="factor of the learning rates (train)")

@@ -19,7 +19,6 @@ from chromabox.cli.options import (
     option,
 )
 from chromabox.colour.training.recipes import (
-    NEW_MODEL_INITS,
     PALETTE_MODELS,
     ModelName,
     RecipeName,
@@ -71,8 +70,8 @@ class NetworkArgs:
     dilation: Annotated[int | None, option("N", "1")] = None
     """Dilation of the convolutions (not available for pool-upsample and photo)."""
     init: Annotated[str, option("NAME|PATH")] = "auto"
-    """Initial weights of the photo model: shipped (the bundled model), a checkpoint, efficientnet-lite0 or -lite2
-    (initialise only the encoder), none, or auto (efficientnet-lite0 if its weights are installed, otherwise none)."""
+    """Initial weights of the photo model: shipped (the bundled model), a checkpoint, efficientnet-lite0 (initialises
+    only the encoder), none, or auto (efficientnet-lite0 if its weights are installed, otherwise none)."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +233,7 @@ def _new_photo_config(args: TrainArgs) -> "PhotoConfig":
         raise UsageError("--recipe course: not supported for photo; expected default or quick")
     if args.data == TrainArgs.data:
         raise UsageError("--data: required for photo; expected a folder of photographs")
-    finetune = args.network.init not in NEW_MODEL_INITS
+    finetune = args.network.init not in ("auto", "none", "efficientnet-lite0")
     recipe = make_photo_recipe(args.recipe, **args.recipe_overrides(), finetune=finetune)
     size = 192 if args.network.size is None else args.network.size
     max_size = args.network.max_size or size

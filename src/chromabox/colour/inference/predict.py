@@ -28,7 +28,7 @@ StyleName = Literal["natural", "vivid"]
 #: Maximum ratio of the long to the short side of the model's input. Longer images are compressed to this ratio.
 MAX_ASPECT_RATIO = 4
 #: Short side in pixels to which the lightness is reduced before it is resized to the scales of a photo model.
-DETAIL_SIDE = 128
+DETAIL_SIDE = 144
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,13 @@
 """PhotoNet: a model for photographs that predicts a distribution over chroma bins.
 
-The encoder is EfficientNet-Lite0 or Lite2 without its classification head: the EfficientNet of Tan and Le 2019
-("EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", table 1) in the Lite variants of the
-TensorFlow repository, which have ReLU6 activations and no squeeze-and-excitation. It can be initialised with weights
-that were pretrained on ImageNet.
+The encoder is EfficientNet-Lite0 without its classification head: the EfficientNet of Tan and Le 2019 ("EfficientNet:
+Rethinking Model Scaling for Convolutional Neural Networks", table 1) in the Lite variant of the TensorFlow
+repository, which has ReLU6 activations and no squeeze-and-excitation. It can be initialised with weights that were
+pretrained on ImageNet.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import ceil
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -19,10 +17,8 @@ from torch.nn import functional as F
 from chromabox.colour.models.baselines import GreyBatch
 from chromabox.colour.models.colournet import ResidualBlock
 
-EncoderName = Literal["lite0", "lite2"]
-Stage = tuple[int, int, int, int, int]
-#: Stages of Lite0: number of blocks, kernel size, stride, expansion factor and number of output channels.
-STAGES: tuple[Stage, ...] = (
+#: Stages of the encoder: number of blocks, kernel size, stride, expansion factor and number of output channels.
+STAGES: tuple[tuple[int, int, int, int, int], ...] = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
@@ -31,24 +27,8 @@ STAGES: tuple[Stage, ...] = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-#: Factors of the numbers of channels and blocks (section 4).
-ENCODERS: dict[EncoderName, tuple[float, float]] = {"lite0": (1.0, 1.0), "lite2": (1.1, 1.2)}
 #: Indices of the last stages at 1/4, 1/8, 1/16 and 1/32 of the input resolution.
 SKIP_STAGES = (1, 2, 4, 6)
-
-
-def encoder_stages(encoder: EncoderName) -> tuple[Stage, ...]:
-    """Return the stages of an encoder. Numbers of channels are rounded to multiples of 8.
-
-    The Lite variants keep the stem and the numbers of blocks of the first and the last stage.
-    """
-    width, depth = ENCODERS[encoder]
-    num_blocks = [ceil(depth * stage[0]) for stage in STAGES]
-    num_blocks[0] = num_blocks[-1] = 1
-    return tuple(
-        (blocks, *stage[1:4], int(width * stage[4] + 4) // 8 * 8)
-        for blocks, stage in zip(num_blocks, STAGES, strict=True)
-    )
 
 
 class ConvBlock(nn.Sequential):
@@ -154,20 +134,18 @@ class PhotoNet(nn.Module):
         widths: Sequence[int] = (64, 112, 192, 288),
         blocks: Sequence[int] = (1, 1, 2, 2),
         frozen: int = 0,
-        encoder: EncoderName = "lite0",
     ) -> None:
         super().__init__()
-        stages = encoder_stages(encoder)
         self.frozen = frozen
         self.encoder = nn.ModuleList([ConvBlock(3, 32, 3, stride=2)])
-        channels = (32, *(stage[-1] for stage in stages))
-        for (num_blocks, kernel, stride, expansion, outputs), inputs in zip(stages, channels, strict=False):
+        channels = (32, *(stage[-1] for stage in STAGES))
+        for (num_blocks, kernel, stride, expansion, outputs), inputs in zip(STAGES, channels, strict=False):
             first = InvertedResidual(inputs, outputs, kernel, stride, expansion)
             rest = (InvertedResidual(outputs, outputs, kernel, 1, expansion) for _ in range(num_blocks - 1))
             self.encoder.append(nn.Sequential(first, *rest))
         for parameter in self.encoder[:frozen].parameters():
             parameter.requires_grad_(False)
-        skips = [stages[index][-1] for index in SKIP_STAGES]
+        skips = [STAGES[index][-1] for index in SKIP_STAGES]
         self.lateral = nn.ModuleList(nn.Conv2d(*pair, 1, bias=False) for pair in zip(skips, widths, strict=True))
         self.up = nn.ModuleList(nn.Conv2d(coarse, fine, 1, bias=False) for fine, coarse in pairwise(widths))
         self.decoder = nn.ModuleList(

@@ -15,10 +15,7 @@ RecipeName = Literal["course", "default", "quick"]
 PaletteModelName = Literal["pool-upsample", "conv-transpose", "unet", "colournet"]
 PALETTE_MODELS: tuple[PaletteModelName, ...] = get_args(PaletteModelName)
 ModelName = Literal[PaletteModelName, "photo"]
-NewModelInit = Literal["auto", "efficientnet-lite0", "efficientnet-lite2", "none"]
-#: Values of ``init`` with which a new photo model is trained.
-NEW_MODEL_INITS: tuple[NewModelInit, ...] = get_args(NewModelInit)
-InitName = Literal[NewModelInit, "shipped"]
+InitName = Literal["auto", "shipped", "efficientnet-lite0", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)

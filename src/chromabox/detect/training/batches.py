@@ -126,7 +126,8 @@ def split_dataset(data: DetectionDataset, seed: int, *, early_stopping: bool) ->
     digests |= {path: sha256_file(path) for path in corrupt if path.is_file()}
     train, val = train_and_val(data)
     if problem := find_training_problem(train, val):
-        raise UsageError(problem)
+        first_issue = f"; the first issue is: {data.issues[0]}" if data.issues else ""
+        raise UsageError(f"{problem}{first_issue}")
     num_listed = sum(sample.split in train.splits for sample in data.samples)
     if num_listed > len(train.samples):
         count = num_listed - len(train.samples)

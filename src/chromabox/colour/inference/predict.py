@@ -46,7 +46,7 @@ class Style:
 #: The values were chosen on validation photographs. docs/log.md contains the results.
 STYLES: dict[StyleName, Style] = {
     "natural": Style(temperature=0.45, gain=0.85, full_confidence=0.6),
-    "vivid": Style(temperature=0.35, gain=1.7, full_confidence=0.5),
+    "vivid": Style(temperature=0.35, gain=1.6, full_confidence=0.5),
 }
 
 

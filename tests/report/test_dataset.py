@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chromabox.errors import ChromaboxError
+from chromabox.errors import UsageError
 from chromabox.report.dataset import MAX_LINES_PER_ISSUE, report_validation
 from detection_fixtures import make_yolo_dataset, read_all_files
 
@@ -73,7 +73,7 @@ def test_clean_copy_is_reported_and_keeps_the_dataset(tmp_path: Path, capsys: py
 def test_unwritable_output_raises(tmp_path: Path) -> None:
     folder = make_yolo_dataset(tmp_path / "data", {"train/a": DOG, "val/b": DOG})
     (tmp_path / "file").touch()
-    with pytest.raises(ChromaboxError, match="cannot be written"):
+    with pytest.raises(UsageError, match="file is a file; expected a folder"):
         report_validation(folder, output=tmp_path / "file" / "check.json")
 
 

@@ -271,7 +271,7 @@ def test_conversion_to_darknet_keeps_the_class_names(weights: Path, tmp_path: Pa
     assert (tmp_path / "b.names").read_bytes().decode() == "кошка\n猫 2\n"
     assert load_detector(tmp_path / "b.weights").classes == original.classes
     (tmp_path / "b.weights").unlink()
-    with pytest.raises(UsageError, match=r"b\.cfg.*exists and was not written by this command"):
+    with pytest.raises(UsageError, match=r"b\.cfg.*: exists; use --overwrite"):
         convert_weights(
             str(tmp_path / "a.safetensors"), tmp_path / "b.weights", run_sanity_check=False, overwrite=False
         )

@@ -208,7 +208,7 @@ def colour(
     if omitted:
         log_lines("not contained in the outputs: " + ", ".join(f"{name} ({count})" for name, count in omitted.items()))
     log_lines(*_describe_observations(results, colours.style))
-    failed = [result for result in results if result.error is not None]
+    failures = [result.error for result in results if result.error is not None] + selection.unreadable
     done = sorted((result.source, result.target) for result in results if not (result.error or result.left_out))
     drawn = [pair for pair in done if pair[0] not in videos]
     if folder.contact_sheet is not None and drawn:
@@ -217,12 +217,11 @@ def colour(
             log.info(path)
     if has_folder:
         skipped = sum(result.skipped for result in results)
-        counts = {"colourised": len(done) - skipped, "up to date": skipped, "failed": len(failed)}
+        counts = {"colourised": len(done) - skipped, "up to date": skipped, "failed": len(failures)}
         if num_left_out := sum(result.left_out for result in results):
             counts["left out"] = num_left_out
         counts["not processed"] = sum(map(len, selection.skipped.values()))
         log_lines(", ".join(f"{name}: {count}" for name, count in counts.items()), *count_skipped(selection.skipped))
-    failures = [result.error for result in failed] + selection.unreadable
     for failure in failures:
         log.warning(f"failed: {failure}")
     return 1 if failures else 0
@@ -288,7 +287,7 @@ def _colour_video(
         lambda frame: predict_chroma(frame, model, options),
         smoothing=smoothing,
         settings=settings,
-        comment=describe_provenance(settings),
+        comment=describe_provenance({**settings, "temporal_smoothing": smoothing}),
         show_progress=show_progress,
     )
     return {"notes": [f"{summary.num_frames} frames, {summary.width} × {summary.height}"]}

@@ -80,8 +80,10 @@ def print_report(report: DatasetReport, title: str) -> None:
     problem = report.training_problem
     lines += report.class_warnings if problem is None else [f"cannot be used for training: {problem}"]
     lines += _class_notes(data)
-    problems = "Problems found. Use --repair FOLDER to write a cleaned copy; the original is not modified."
-    for line in (*lines, "No problems found." if report.is_valid else problems):
+    verdict = "Problems found. Use --repair FOLDER to write a cleaned copy; the original is not modified."
+    if report.is_valid:
+        verdict = "No problems found." if problem is None else "No other problems found."
+    for line in (*lines, verdict):
         print(printable(line))
 
 

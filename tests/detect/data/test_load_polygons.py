@@ -59,6 +59,17 @@ def test_invalid_segmentation_is_reported(tmp_path: Path, case: str) -> None:
     assert len(data.samples[0].boxes) == 1
 
 
+@pytest.mark.parametrize("entry", [None, "x", 5, [1, 2], {"image_id": 1, "category_id": 3, "bbox": "1234"}])
+def test_annotation_that_is_no_object_is_reported(tmp_path: Path, entry: object) -> None:
+    make_image(tmp_path / "a.png")
+    good = {"image_id": 1, "category_id": 3, "bbox": [10, 10, 20, 20], "iscrowd": "0"}
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [entry, good]}
+    (tmp_path / "labels.json").write_text(json.dumps({**content, "categories": [{"id": 3, "name": "cat"}]}))
+    data = load_detection_dataset(tmp_path)
+    assert [issue.issue_type for issue in data.issues] == ["unreadable label"]
+    assert len(data.samples[0].without_crowds.boxes) == 1
+
+
 @pytest.mark.parametrize("image_id", ["1", " 1", 1.0, 1])
 @pytest.mark.parametrize("category_id", ["3", 3.0, 3])
 def test_coco_ids_as_text_are_the_same_ids(tmp_path: Path, image_id: object, category_id: object) -> None:

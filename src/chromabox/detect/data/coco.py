@@ -130,7 +130,7 @@ def _parse_annotations(
         try:
             corners = _parse_box(entry)
             image_labels, category_id = labels[_parse_id(entry["image_id"])], _parse_id(entry["category_id"])
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):  # The entry can be any JSON value.
             reason = "expected bbox (four numbers) or segmentation (polygons), image_id and category_id"
             builder.drop("unreadable label", file, number, reason)
             continue
@@ -138,7 +138,7 @@ def _parse_annotations(
         if class_id is None:
             builder.drop("unknown class", file, number, f"category_id {category_id} is not in categories")
             continue
-        image_labels.append(RawLabel(number, class_id, corners, bool(entry.get("iscrowd", 0))))
+        image_labels.append(RawLabel(number, class_id, corners, str(entry.get("iscrowd", 0)) in ("1", "True")))
     return labels
 
 
@@ -148,6 +148,8 @@ def _parse_box(entry: dict[str, Any]) -> tuple[float, float, float, float]:
     Raise KeyError, TypeError, ValueError or OverflowError for an annotation without valid numbers.
     """
     if entry.get("bbox") or not entry.get("segmentation"):
+        if isinstance(entry["bbox"], str):
+            raise TypeError("expected a list")
         x, y, width, height = (float(value) for value in entry["bbox"])
         return x, y, x + width, y + height
     if not isinstance(entry["segmentation"], list):

@@ -256,9 +256,11 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
     """
     if output.exists():
         raise UsageError(f"--repair: {output} already exists; choose a new folder")
-    if source.is_dir() and source.resolve() in output.resolve().parents:
+    folder = source.parent if source.is_file() else source
+    is_folder = folder.is_dir() and source.suffix.lower() != ".zip"
+    if is_folder and folder.resolve() in output.resolve().parents:
         raise UsageError(
-            f"--repair: {output} is inside {source}, which must not be modified; choose a folder outside the dataset"
+            f"--repair: {output} is inside {folder}, which must not be modified; choose a folder outside the dataset"
         )
     from chromabox.engine.checkpoint import write_json  # This imports PyTorch, which validation does not require.
 

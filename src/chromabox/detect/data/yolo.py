@@ -106,12 +106,12 @@ def _class_numbers_issue(class_ids: set[int], num_classes: int, source: Path) ->
 
 
 def is_label_file(path: Path) -> bool:
-    """Return whether a .txt file contains YOLO labels: it is empty, or its first line has at least five numbers."""
+    """Return whether a .txt file contains YOLO labels: it is empty, or its first row has at least five numbers."""
     if path.name.lower() in _NON_LABEL_FILES or not path.is_file():
         return False
-    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
-        line = file.readline()
-        return line == "" or LABEL_ROW.fullmatch(line) is not None
+    with contextlib.suppress(OSError), path.open(encoding="utf-8-sig", errors="replace") as file:
+        row = next((line for line in file if line.strip()), "")
+        return row == "" or LABEL_ROW.fullmatch(row) is not None
     return False
 
 

@@ -18,7 +18,6 @@ from chromabox.colour.data.datasets import center_crop, num_batches
 from chromabox.colour.data.photos import (
     MAX_SIDE,
     _random_crop,
-    _soften,
     load_photos,
     make_photo_batch,
     make_photo_batches,
@@ -267,21 +266,6 @@ def test_sides_are_random_multiples_of_32() -> None:
     batches = make_photo_batches(PHOTOS * 20, 2, (64, 128), 0, DistInfo())(0, 0)
     sides = [lightness.shape[-1] for lightness, _ in batches]
     assert set(sides) == {64, 96, 128}
-
-
-def test_half_of_the_inputs_have_only_the_details_of_a_small_image() -> None:
-    """The power above the Nyquist frequency of the smallest detail size must nearly vanish in such inputs."""
-    lightness = np.random.default_rng(1).random((192, 192), np.float32)
-    frequency = np.maximum(*np.abs(np.meshgrid(np.fft.fftfreq(192), np.fft.fftfreq(192))))
-    results = [_soften(lightness, np.random.default_rng(seed)) for seed in range(60)]
-    soft = [result for result in results if result is not lightness]
-    assert 18 <= len(soft) <= 42
-    for result in soft:
-        assert result.shape == lightness.shape
-        assert result.mean() == pytest.approx(lightness.mean(), abs=0.01)
-        power, original = (np.abs(np.fft.fft2(values))[frequency > 0.45].sum() for values in (result, lightness))
-        assert power < 0.4 * original
-    assert _soften(lightness[:96, :96], np.random.default_rng(0)).std() == lightness[:96, :96].std()
 
 
 def test_only_inputs_are_degraded() -> None:

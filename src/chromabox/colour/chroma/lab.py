@@ -18,13 +18,13 @@ Colours = Float32[np.ndarray, " colours"]
 _RGB_FROM_XYZ = np.array(
     [[3.2404542, -1.5371385, -0.4985314], [-0.9692660, 1.8760108, 0.0415560], [0.0556434, -0.2040259, 1.0572252]]
 )
-XYZ_FROM_RGB = np.array(
+_XYZ_FROM_RGB = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]],
     np.float32,
 )
-WHITE_POINT = np.array([0.95047, 1.0, 1.08883])
+_WHITE_POINT = np.array([0.95047, 1.0, 1.08883])
 # Scale each row to a sum of one: white is then exactly (1, 1, 1), and grey stays grey.
-_RGB_FROM_RELATIVE_XYZ = _RGB_FROM_XYZ * WHITE_POINT
+_RGB_FROM_RELATIVE_XYZ = _RGB_FROM_XYZ * _WHITE_POINT
 _RGB_FROM_RELATIVE_XYZ /= _RGB_FROM_RELATIVE_XYZ.sum(axis=1, keepdims=True)
 #: Weights that convert linear sRGB to luminance Y, where Y of white is 1.
 LUMINANCE_WEIGHTS = np.linalg.inv(_RGB_FROM_RELATIVE_XYZ)[1].astype(np.float32)
@@ -33,7 +33,7 @@ X_WEIGHT, Z_WEIGHT = (_RGB_FROM_RELATIVE_XYZ[:, column].astype(np.float32) for c
 #: Root below which CIELAB replaces the cube function by its tangent, and the slope of the tangent.
 KNEE = np.float32(6 / 29)
 KNEE_SLOPE = np.float32(3 * (6 / 29) ** 2)
-KNEE_CUBE = np.float32((6 / 29) ** 3)
+_KNEE_CUBE = np.float32((6 / 29) ** 3)
 #: Tolerance by which linear sRGB may exceed [0, 1]. The excess is clipped, which changes L* by less than 0.1.
 GAMUT_TOLERANCE = np.float32(1e-4)
 # Number of entries in the table from linear sRGB to 8 bits. Each 8-bit level has at least 20 entries.
@@ -46,7 +46,7 @@ def luminance_root(pixels: UInt8[np.ndarray, "*shape 3"] | UInt16[np.ndarray, "*
     luminance = LUMINANCE_WEIGHTS[0] * linear[pixels[..., 0]]
     luminance += LUMINANCE_WEIGHTS[1] * linear[pixels[..., 1]]
     luminance += LUMINANCE_WEIGHTS[2] * linear[pixels[..., 2]]
-    above = np.maximum(luminance, KNEE_CUBE)
+    above = np.maximum(luminance, _KNEE_CUBE)
     return np.cbrt(above) + (luminance - above) / KNEE_SLOPE
 
 
@@ -163,8 +163,8 @@ def _linear_to_uint8_table() -> UInt8[np.ndarray, " entries"]:
 def rgb_to_lab(rgb: UInt8[np.ndarray, "*shape 3"]) -> Float32[np.ndarray, "*shape 3"]:
     """Convert 8-bit sRGB to L* (0 to 100), a* and b* (about −110 to 110). For greys, a* and b* are exactly 0."""
     linear = _srgb_to_linear_table(np.dtype(np.uint8))[rgb]
-    xyz = linear @ XYZ_FROM_RGB.T / WHITE_POINT.astype(np.float32)
-    f = np.where(xyz > KNEE_CUBE, np.cbrt(xyz), xyz / KNEE_SLOPE + np.float32(4 / 29))
+    xyz = linear @ _XYZ_FROM_RGB.T / _WHITE_POINT.astype(np.float32)
+    f = np.where(xyz > _KNEE_CUBE, np.cbrt(xyz), xyz / KNEE_SLOPE + np.float32(4 / 29))
     lab = np.empty_like(f)
     lab[..., 0] = 116 * f[..., 1] - 16
     lab[..., 1] = 500 * (f[..., 0] - f[..., 1])

@@ -3,9 +3,9 @@
 Photographs stay encoded and are decoded whenever they are used, so that large datasets do not have to fit in memory.
 They come from a folder of images, which are shrunk to a short side of at most ``STORED_SIDE`` and kept in memory as
 JPEG, or from tar shards, from which they are read as they are. Every time an image is used, a random square is cropped,
-randomly flipped horizontally and resized to the model's input size. Lightness is L*/100, with random sharpness and
-random degradations (see :func:`~chromabox.colour.data.degradation.degrade`). The targets are the means of a* and b*
-over the patch that each output position of the model covers.
+randomly flipped horizontally and resized to the model's input size. Lightness is L*/100, degraded at random (see
+:func:`~chromabox.colour.data.degradation.degrade`). The targets are the means of a* and b* over the patch that each
+output position of the model covers.
 """
 
 import io
@@ -45,8 +45,6 @@ MAX_SIDE = 512
 VAL_EVERY_NTH = 20
 #: Maximum number of omitted images whose paths are logged.
 MAX_LOGGED_PATHS = 5
-#: Minimum number of pixels per side of the details in training inputs.
-MIN_DETAIL_SIDE = 96
 #: Maximum size of a file in a shard, in bytes.
 MAX_MEMBER_BYTES = 32 << 20
 
@@ -257,24 +255,10 @@ class PhotoBatches:
         for index in indices[self.dist_info.rank :: self.dist_info.world_size].tolist():
             rng = np.random.default_rng((self.seed, self.epoch, step, index))
             square = resize_square(_random_crop(self.photos[index], rng), size)
-            lightness = _soften(_lightness(square), rng)
+            lightness = _lightness(square)
             squares.append(square)
             inputs.append(degrade(lightness, rng) if rng.random() < self.degraded_fraction else lightness)
         return _to_batch(inputs, squares)
-
-
-def _soften(lightness: Float[np.ndarray, "size size"], rng: np.random.Generator) -> Float[np.ndarray, "size size"]:
-    """Return the lightness, in half of the cases with only the details of a small image.
-
-    The image is reduced to a random side of at least ``MIN_DETAIL_SIDE`` pixels and enlarged again. Otherwise the
-    predictions would depend on the size of the original image.
-    """
-    size = lightness.shape[0]
-    if size <= MIN_DETAIL_SIDE or rng.random() < 0.5:
-        return lightness
-    side = int(rng.integers(MIN_DETAIL_SIDE, size))
-    small = Image.fromarray(lightness).resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(small.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _random_crop(photo: Photo, rng: np.random.Generator) -> Photo:

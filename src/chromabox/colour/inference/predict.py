@@ -27,8 +27,6 @@ StyleName = Literal["natural", "vivid"]
 
 #: Maximum ratio of the long to the short side of the model's input. Longer images are compressed to this ratio.
 MAX_ASPECT_RATIO = 4
-#: Short side in pixels to which the lightness is reduced before it is resized to the scales of a photo model.
-DETAIL_SIDE = 144
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Style:
 
 #: The values were chosen on validation photographs. docs/log.md contains the results.
 STYLES: dict[StyleName, Style] = {
-    "natural": Style(temperature=0.45, gain=0.85, full_confidence=0.6),
+    "natural": Style(temperature=0.3, gain=0.9, full_confidence=0.6),
     "vivid": Style(temperature=0.35, gain=1.6, full_confidence=0.5),
 }
 
@@ -124,9 +122,9 @@ def _predict(pixels: Pixels, model: ColourModel, prepare: bool) -> tuple[Plane, 
     """Return the reduced lightness of the image, and the distribution that is predicted from it."""
     plane = _downsampled_lightness(pixels, 2 * max(model.scales))
     model_input = prepare_lightness(plane) if prepare and model.is_photo else plane
-    if model.is_photo and min(plane.shape) > DETAIL_SIDE:
+    if model.is_photo and min(plane.shape) > model.scales[0]:
         # Details that only large images have would make the prediction depend on the size of the image.
-        model_input = resize_plane(model_input, *reduced_size(plane, DETAIL_SIDE))
+        model_input = resize_plane(model_input, *reduced_size(plane, model.scales[0]))
     predictions = [_predict_at_scale(model_input, model, side) for side in model.scales]
     height, width = predictions[-1].shape[1:]
     lightness_map = resize_plane(plane, height, width).clip(0, 100)

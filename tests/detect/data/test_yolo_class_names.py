@@ -28,6 +28,7 @@ FOUND = {
     "empty key": {"data.yaml": f"{SPLITS}names: null\nnc: ~", "classes.txt": "helmet\nhead\n"},
     "top folder": {"classes.txt": "helmet\r\nhead\r\n\r\n"},
     "beside the image folders": {"images/classes.txt": "helmet\nhead"},
+    "description beside the image folders": {"images/data.yaml": "names: [helmet, head]"},
     "beside the label folders": {"labels/classes.txt": "helmet\nhead"},
     "in each label folder": {"labels/train/classes.txt": "helmet\nhead", "labels/val/classes.txt": "helmet\nhead"},
     "in each image folder": {
@@ -74,6 +75,16 @@ def test_unnamed_classes_are_numbered(tmp_path: Path) -> None:
     assert load_detection_dataset(tmp_path).classes == ("class 0", "class 1", "class 2")
     (tmp_path / "data.yaml").write_text(f"{SPLITS}nc: 1\n")
     assert [issue.issue_type for issue in load_detection_dataset(tmp_path).issues] == ["unknown class"] * 3
+
+
+def test_merged_datasets_need_the_same_names(tmp_path: Path) -> None:
+    for part, names in (("a", "[fox, hen]"), ("b", "[hen, fox]")):
+        make_yolo_dataset(tmp_path / part, {"train/a": BOX, "val/b": BOX}, names=None)
+        (tmp_path / part / "data.yaml").write_text(f"{SPLITS}names: {names}")
+    with pytest.raises(
+        ChromaboxError, match=r"b.data\.yaml: the class names \(hen, fox\) differ from those in .*a.data"
+    ):
+        load_detection_dataset(tmp_path)
 
 
 def test_label_file_of_an_image_contains_no_names(tmp_path: Path) -> None:

@@ -194,15 +194,17 @@ def _find_images(folder: Path) -> list[tuple[str, Path]]:
 def _read_class_names(source: Path, image_folders: set[Path], builder: DatasetBuilder) -> tuple[list[str], int]:
     """Return the class names, if there are any, and the number of classes if a .yaml file declares it, otherwise 0.
 
-    The names are read from the .yaml file `source` or the .yaml files in the folder `source`, and from the text files
-    described at CLASS_NAME_FILES in `image_folders` (those of the images and labels) and in their parent folders up to
-    `source`.
-    Names in the .yaml file `source` take precedence. An issue is recorded for each file with other names.
+    The names are read from the .yaml file `source` or, if it is a folder, from all .yaml files, and from the text files
+    described at CLASS_NAME_FILES, in `image_folders` (those of the images and labels) and in their parent folders up to
+    `source`. Names in the .yaml file `source` take precedence. An issue is recorded for each file with other names.
 
     Raise ChromaboxError if names are invalid, if their number is not the declared number of classes, or if files
     without precedence contain different names.
     """
-    folder, yamls = (source, _find_yamls(source)) if source.is_dir() else (source.parent, [source])
+    folder = source if source.is_dir() else source.parent
+    parents = {parent for each in image_folders for parent in each.parents if parent.is_relative_to(folder)}
+    folders = sorted(filter(os.path.isdir, {folder, *image_folders, *parents}))
+    yamls = [path for each in folders for path in _find_yamls(each)] if source.is_dir() else [source]
     found: dict[Path, list[str]] = {}
     counts: dict[Path, int] = {}
     for path in yamls:
@@ -211,8 +213,7 @@ def _read_class_names(source: Path, image_folders: set[Path], builder: DatasetBu
         # In a folder, other .yaml files with nc and without names are descriptions of networks.
         if (found[path] or path == source) and (count := _yaml_class_count(path, content)):
             counts[path] = count
-    parents = {parent for each in image_folders for parent in each.parents if parent.is_relative_to(folder)}
-    for each in sorted(filter(os.path.isdir, {folder, *image_folders, *parents})):
+    for each in folders:
         files = [name for name in os.listdir(each) if name.lower() in CLASS_NAME_FILES or name.endswith(".names")]
         found |= {each / name: read_class_names(each / name) for name in sorted(files)}
     found = {path: names for path, names in found.items() if names}

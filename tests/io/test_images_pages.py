@@ -188,3 +188,18 @@ def test_multi_picture_jpeg_is_one_image(tmp_path: Path) -> None:
     image = read_image(tmp_path / "a.jpg")
     assert (image.num_frames, image.format) == (1, "JPEG")
     assert image.metadata.omitted == ("further pictures of a multi-picture file",)
+
+
+@pytest.mark.parametrize("offset", [2**63, 2**64 - 1])
+def test_impossible_position_of_the_next_page_is_an_error(tmp_path: Path, offset: int) -> None:
+    """BigTIFF: 8 bytes after the entries of 20 bytes of a directory state the position of the next one."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((8, 8, 3), np.uint16), bigtiff=True, photometric="rgb")
+    with tifffile.TiffFile(path) as file:
+        position = file.pages.first.offset + 8 + 20 * len(file.pages.first.tags)
+    content = bytearray(path.read_bytes())
+    assert content[position : position + 8] == bytes(8)
+    content[position : position + 8] = offset.to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(ChromaboxError, match=r"a\.tif cannot be decoded: the file is truncated or corrupt"):
+        read_image(path)

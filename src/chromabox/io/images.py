@@ -518,8 +518,9 @@ def _find_pages(image: Image.Image) -> _Frames:
         except EOFError:
             break
         except (SyntaxError, KeyError, TypeError, ValueError):
+            if image.tell() != frame:  # The position of the page is invalid, so there is no next page either.
+                raise
             # Pillow cannot read this page. Its tags have been read. If it is a page, `_read_page` raises the error.
-            pass
         kind, old_kind = image.tag_v2.get(254, 0), image.tag_v2.get(255, 1)
         if not (isinstance(kind, int) and kind & 0b101) and old_kind != 2:
             pages.append(frame)

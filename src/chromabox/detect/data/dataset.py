@@ -6,6 +6,7 @@ recorded as a `LabelIssue` with its file and line.
 
 import contextlib
 import csv
+import itertools
 import math
 import os
 import re
@@ -636,6 +637,12 @@ def split_from_path(path: Path, root: Path) -> str:
     """
     names = path.relative_to(root).parts[:-1] if path.is_relative_to(root) else ()
     return min(filter(split_role, names), key=lambda name: len(_WORD.findall(name)), default="")
+
+
+def count_common_parts(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return the number of equal parts at the end of two paths, given their parts."""
+    pairs = zip(reversed(first), reversed(second), strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 class SplitLists:

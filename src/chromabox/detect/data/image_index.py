@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 
-from chromabox.detect.data.dataset import iter_files, split_from_path, split_role
+from chromabox.detect.data.dataset import count_common_parts, iter_files, split_from_path, split_role
 from chromabox.io.images import IMAGE_SUFFIXES
 
 
@@ -45,6 +45,7 @@ class ImageIndex:
         is_image_name = declared.suffix.lower() in IMAGE_SUFFIXES
         stem = declared.stem if is_image_name else declared.name
         split = split_from_path(Path(declared), Path()) or split or split_from_path(source, self._root)
+        folders = [_comparable(part) for part in declared.parts[:-1]]
         ranks: dict[Path, tuple[int, int, bool]] = {}
         for path in self._by_stem.get(_comparable(stem), ()):
             image_split = split_from_path(path, self._root)
@@ -52,11 +53,7 @@ class ImageIndex:
             is_other_suffix = path.suffix.lower() != declared.suffix.lower()
             if (is_other_suffix and not any_suffix) or (is_other_split and not any_split):
                 continue
-            shared = 0
-            for own, other in zip(reversed(path.parts[:-1]), reversed(declared.parts[:-1]), strict=False):
-                if _comparable(own) != _comparable(other):
-                    break
-                shared += 1
+            shared = count_common_parts([_comparable(part) for part in path.parts[:-1]], folders)
             ranks[path] = (-shared, self._distance(path, source, split), path.name != declared.name)
         best = min(ranks.values(), default=None)
         return [path for path, rank in ranks.items() if rank == best]

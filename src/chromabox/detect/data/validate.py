@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +93,19 @@ class DatasetReport:
     @property
     def training_problem(self) -> str | None:
         """Reason for which the dataset cannot be used for training, or None; see `find_training_problem`."""
-        return find_training_problem(*train_and_val(self._readable_data))
+        return find_training_problem(*self._parts)
 
     @property
     def class_warnings(self) -> list[str]:
         """Warnings about classes that cannot be learnt or are not measured; see `class_warnings`."""
-        return class_warnings(*train_and_val(self._readable_data))
+        return class_warnings(*self._parts)
 
-    @property
-    def _readable_data(self) -> DetectionDataset:
-        """The dataset without damaged images."""
+    @cached_property
+    def _parts(self) -> tuple[DetectionDataset, DetectionDataset | None]:
+        """The images for training and for validation, without damaged images."""
         damaged = {issue.path for issue in self.issues if issue.issue_type == "damaged picture"}
-        return replace(self.data, samples=tuple(sample for sample in self.data.samples if sample.path not in damaged))
+        readable = tuple(sample for sample in self.data.samples if sample.path not in damaged)
+        return train_and_val(replace(self.data, samples=readable))
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as a JSON-serialisable dictionary."""
@@ -256,11 +258,11 @@ def write_clean_copy(dataset_report: DatasetReport, source: Path, output: Path) 
     """
     if output.exists():
         raise UsageError(f"--repair: {output} already exists; choose a new folder")
-    folder = source.parent if source.is_file() else source
-    is_folder = folder.is_dir() and source.suffix.lower() != ".zip"
-    if is_folder and folder.resolve() in output.resolve().parents:
+    original = source.parent if source.is_file() else source
+    is_folder = original.is_dir() and source.suffix.lower() != ".zip"
+    if is_folder and original.resolve() in output.resolve().parents:
         raise UsageError(
-            f"--repair: {output} is inside {folder}, which must not be modified; choose a folder outside the dataset"
+            f"--repair: {output} is inside {original}, which must not be modified; choose a folder outside the dataset"
         )
     from chromabox.engine.checkpoint import write_json  # This imports PyTorch, which validation does not require.
 

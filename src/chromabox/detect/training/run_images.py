@@ -8,13 +8,12 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from chromabox.detect.data.dataset import DetectionDataset, Sample, list_names
+from chromabox.detect.data.dataset import DetectionDataset, Sample, count_common_parts, list_names
 from chromabox.engine.checkpoint import write_json
 from chromabox.errors import ChromaboxError
 from chromabox.io.atomic import parse_json
@@ -138,7 +137,7 @@ class _SampleFinder:
         path = Path(image.path)
 
         def similarity(sample: Sample) -> tuple[bool, int]:
-            return labels_digest(sample) == image.labels, _count_common_parts(sample.path, path)
+            return labels_digest(sample) == image.labels, count_common_parts(sample.path.parts, path.parts)
 
         found = max(self.by_key.get(image.sha256 or image.path, ()), key=similarity, default=None)
         if found is None:
@@ -148,9 +147,3 @@ class _SampleFinder:
         if image.labels not in ("", labels_digest(found)):
             self.changes.setdefault("images with changed labels", []).append(str(found.path))
         return found
-
-
-def _count_common_parts(first: Path, second: Path) -> int:
-    """Return the number of equal parts at the end of two paths."""
-    pairs = zip(reversed(first.parts), reversed(second.parts), strict=False)
-    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
